@@ -1,0 +1,60 @@
+"""Apple's FastVLM in pure MLX.
+
+>>> import fastvlm_mlx
+>>> vlm = fastvlm_mlx.load("0.5b")
+>>> vlm.generate(vlm.prompt("What is this?", images=["cat.jpg"])).text
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .blas import prefer_openblas
+
+prefer_openblas()  # before anything loads mlx.core
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import CheckpointError, ConfigError, FastVLMError, HubError, ImageError, PromptError
+    from .generate import Answer, Event, Finished, Prefilled, Token
+    from .prompt import Picture, Prompt, Text
+    from .sampling import Sampling
+    from .vlm import VLM, load
+
+# Resolved on first use, so that `fastvlm-mlx --help` need not load MLX.
+_HOMES = {
+    "errors": ("CheckpointError", "ConfigError", "FastVLMError", "HubError", "ImageError", "PromptError"),
+    "generate": ("Answer", "Event", "Finished", "Prefilled", "Token"),
+    "prompt": ("Picture", "Prompt", "Text"),
+    "sampling": ("Sampling",),
+    "vlm": ("VLM", "load"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "VLM",
+    "Answer",
+    "CheckpointError",
+    "ConfigError",
+    "Event",
+    "FastVLMError",
+    "Finished",
+    "HubError",
+    "ImageError",
+    "Picture",
+    "Prefilled",
+    "Prompt",
+    "PromptError",
+    "Sampling",
+    "Text",
+    "Token",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

@@ -1,0 +1,214 @@
+"""The canonical directory: config.json, model*.safetensors, tokenizer.json. Read, verified, written.
+
+A directory in any other layout is translated in memory by `fastvlm_mlx.convert`, the one upward seam.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NewType
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from . import tensorfile
+from .atomic import new_directory
+from .config import ModelConfig, from_json, is_canonical, read_json
+from .errors import CheckpointError
+from .models.fastvlm import FastVLM
+from .tokenizer import Tokenizer
+
+FusedWeights = NewType("FusedWeights", dict[str, mx.array])
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 2**30
+DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    model: FastVLM
+    config: ModelConfig
+    tokenizer: Tokenizer
+    layout: str
+    dtype: mx.Dtype
+
+
+def load(directory: Path, dtype: mx.Dtype | None = None) -> Loaded:
+    """Read any known layout. `dtype` None computes in the stored type, on the CPU in float32."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
+    raw = read_json(directory / CONFIG)
+    with ThreadPoolExecutor(1) as pool:  # parsing 151k tokens takes as long as paging in the weights
+        tokenizer = pool.submit(Tokenizer.load, directory)
+        if is_canonical(raw):
+            layout, config = "fastvlm-mlx", from_json(raw, directory / CONFIG)
+            weights = FusedWeights(lazy_weights(directory))
+            check(config, weights, directory)
+        else:
+            from .convert.translate import translate
+
+            translated = translate(directory)
+            layout, config, weights = translated.layout, translated.config, translated.weights
+        on_cpu = mx.default_device() != mx.Device(mx.gpu)
+        computed = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
+        if on_cpu and config.quantization:  # quantized products are far slower than dense ones there
+            config, weights = dequantized(config, weights)
+        weights = cast(weights, computed)
+        model = FastVLM(config)
+        model.load_weights(list(weights.items()))
+        for array in weights.values():
+            mx.eval(array)
+        return Loaded(model, config, tokenizer.result(), layout, computed)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that make up the model, by the index where there is one."""
+    index = directory / INDEX
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index}: has no weight_map; download it again")
+        files = [directory / name for name in sorted(set(map(str, weight_map.values())))]
+        missing = [file.name for file in files if not file.exists()]
+        if missing:
+            raise CheckpointError(
+                f"{directory}: {INDEX} names {missing[0]}, which is not there "
+                f"({len(missing)} of {len(files)} files missing); download it again"
+            )
+        return files
+    files = sorted(directory.glob("model*.safetensors"))
+    if not files:
+        others = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pth"))
+        why = f"only {others[0].name}; save it as safetensors first" if others else "download it again"
+        raise CheckpointError(f"{directory}: no model*.safetensors file, {why}")
+    return files
+
+
+def lazy_weights(directory: Path) -> dict[str, mx.array]:
+    """Every stored tensor by name; bytes are read on evaluation."""
+    weights: dict[str, mx.array] = {}
+    for file in weight_files(directory):
+        arrays = tensorfile.lazy_arrays(file)
+        twice = weights.keys() & arrays.keys()
+        if twice:
+            raise CheckpointError(
+                f"{file}: holds {min(twice)!r}, and so does another file; remove one of them"
+            )
+        weights |= arrays
+    return weights
+
+
+def check(config: ModelConfig, weights: Mapping[str, mx.array], where: Path) -> None:
+    """Names and shapes must be exactly the model's; nothing is read for it."""
+    expected = {name: tuple(value.shape) for name, value in parameters(FastVLM(config)).items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing:
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensor(s) missing, first {missing[0]!r}; the checkpoint is incomplete, "
+            f"run `fastvlm-mlx doctor {where}`"
+        )
+    if extra:
+        raise CheckpointError(
+            f"{where}: {len(extra)} tensor(s) that no part of FastVLM uses, first {extra[0]!r}; "
+            f"run `fastvlm-mlx doctor {where}`"
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{where}: {name!r} has shape {found[name]}, and config.json asks for {shape}; "
+                f"run `fastvlm-mlx doctor {where}`"
+            )
+
+
+def parameters(model: FastVLM) -> dict[str, mx.array]:
+    flat: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    return dict(flat)
+
+
+def stored_dtype(weights: Mapping[str, mx.array]) -> mx.Dtype:
+    """The type of the decoder's norms, which are never quantized."""
+    return weights["language.norm.weight"].dtype
+
+
+def cast(weights: FusedWeights, dtype: mx.Dtype) -> FusedWeights:
+    """Floats to `dtype`; packed integers stay."""
+    floats = (mx.float16, mx.bfloat16, mx.float32)
+    return FusedWeights({k: v.astype(dtype) if v.dtype in floats else v for k, v in weights.items()})
+
+
+def dequantized(config: ModelConfig, weights: FusedWeights) -> tuple[ModelConfig, FusedWeights]:
+    dense = dict(weights)
+    for path, how in config.quantization.items():
+        scales, biases = (dense.pop(f"{path}.{part}").astype(mx.float32) for part in ("scales", "biases"))
+        packed = dense[f"{path}.weight"]
+        dense[f"{path}.weight"] = mx.dequantize(packed, scales, biases, how.group_size, how.bits)
+    return dataclasses.replace(config, quantization={}), FusedWeights(dense)
+
+
+def save(
+    destination: Path,
+    config: ModelConfig,
+    weights: FusedWeights,
+    tokenizer: Tokenizer,
+    extras: Mapping[str, bytes],
+    finish: Callable[[Path], None] = lambda folder: None,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the canonical directory, one tensor in memory at a time. `weights` is emptied.
+
+    `extras` are further files; `finish` sees the complete directory before it appears.
+    """
+    total = sum(array.nbytes for array in weights.values())
+    with new_directory(destination, overwrite=overwrite, needs_bytes=total) as folder:
+        (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+        tokenizer.save(folder)
+        for name, content in extras.items():
+            (folder / name).write_bytes(content)
+        _write_shards(folder, weights, total, progress)
+        finish(folder)
+
+
+def _write_shards(
+    folder: Path, weights: FusedWeights, total: int, progress: Callable[[int, int], None]
+) -> None:
+    shards = split(weights)
+    weight_map: dict[str, str] = {}
+    done = 0
+
+    def wrote(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    for number, names in enumerate(shards, 1):
+        file = (
+            "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        )
+        tensorfile.write(folder / file, weights, names, {"format": "mlx"}, wrote)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def split(weights: Mapping[str, mx.array], limit: int = SHARD_BYTES) -> list[list[str]]:
+    """Names in order, in runs of at most `limit` bytes."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, array in weights.items():
+        if shards[-1] and filled + array.nbytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += array.nbytes
+    return shards

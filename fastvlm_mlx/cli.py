@@ -1,0 +1,371 @@
+"""The command line. Answers go to stdout, all else to stderr; exit codes: 0 well, 1 failed, 2 misused."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from . import __version__
+from .config import STRIDE
+from .errors import ConfigError, FastVLMError, PromptError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from .convert.quantize import Recipe
+    from .convert.run import Converted
+    from .generate import Answer, Event
+
+MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
+DEFAULT_QUESTION = "Describe the image."
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]  # Typer carries its own copy of click
+
+app = typer.Typer(
+    name="fastvlm-mlx",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Apple's FastVLM on Apple Silicon: ask questions about pictures, convert checkpoints."""
+    if version:
+        print_line(__version__)
+        raise typer.Exit
+
+
+ImageSize = Annotated[
+    int | None,
+    typer.Option(help="Side in pixels, a multiple of 64; more is sharper and slower. Default: the model's."),
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", "--temp", help="0 always takes the likeliest token.")
+]
+
+
+@app.command(no_args_is_help=True)
+def generate(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE]...", help="Pictures: paths, `-` for standard input, or http(s) addresses."
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="The question. Mark places of pictures with `<image>`, or leave it."
+        ),
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", help="One more picture; repeat it.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar=MODEL_VARIABLE,
+            help="A directory, a hub id such as `apple/FastVLM-1.5B`, or `0.5b`, `1.5b`, `7b`.",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Another system prompt; an empty one leaves it out.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Stop after so many.")] = 512,
+    temperature: Temperature = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from so many likeliest tokens; 0 is off.")] = 0,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens this much rarer than the likeliest; 0 is off.")
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats; 1 is off.")] = 1.0,
+    image_size: ImageSize = None,
+    image_mode: Annotated[
+        str | None,
+        typer.Option(metavar="pad|crop|stretch", help="How a picture becomes square. Default: the model's."),
+    ] = None,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            help="Read pictures exactly as the PyTorch reference does: EXIF and transparency ignored."
+        ),
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float16|bfloat16|float32", help="Compute in this type. Default: as stored."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr where the time went.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Answer a question about one or more pictures.
+
+    Examples:
+
+    - `fastvlm-mlx generate cat.jpg --model 0.5b`
+
+    - `fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats`
+
+    - `fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image> then <image>: what changed?"`
+    """
+    sources = [*(images or []), *(image or [])]
+    if prompt is None and not sources:
+        raise ConfigError("nothing to do: give a picture, or a question with --prompt")
+    if prompt is not None and not prompt.strip():
+        raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
+    if model is None:
+        raise ConfigError(
+            f"which model? --model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research); "
+            f"a directory works as well, and {MODEL_VARIABLE} sets the default"
+        )
+    if sources.count("-") > 1:
+        raise ConfigError("standard input (-) holds one picture; name the others")
+
+    from .image import check_options, fetch, open_image
+
+    check_options(image_size or STRIDE, image_mode or "pad")
+    pictures = [open_image(fetch(source), reference=reference) for source in sources]
+
+    from .sampling import Sampling
+
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+
+    from . import vlm as runtime
+    from .generate import collect
+
+    vlm = runtime.load(model, dtype, revision=revision)
+    question = vlm.prompt(
+        prompt or DEFAULT_QUESTION,
+        pictures,
+        system,
+        image_size=image_size,
+        image_mode=image_mode,
+        reference=reference,
+    )
+    events = vlm.stream(question, max_tokens=max_tokens, sampling=sampling)
+    answer = collect(events if as_json else _printed(events))
+    if as_json:
+        print_line(json.dumps(_as_dict(answer, model), ensure_ascii=False))
+    if stats:
+        _say(_stats(answer))
+
+
+@app.command(no_args_is_help=True)
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A directory in any known layout, a hub id, `0.5b`…")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", "--mlx-path", help="The new directory.")],
+    quantize: Annotated[bool, typer.Option("--quantize", "-q", help="Quantize the language model.")] = False,
+    q_bits: Annotated[int, typer.Option(help="With -q: bits a weight, 4 or 8.")] = 4,
+    q_group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="4bit|8bit|mixed-4-8", help="A quantization recipe; implies -q."),
+    ] = None,
+    quantize_vision: Annotated[
+        bool,
+        typer.Option("--quantize-vision", help="Quantize the vision tower's and projector's matrices too."),
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float16|bfloat16|float32", help="Store floats in this type. Default: the source's."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Compare the result with the source; the table goes to the model card."
+        ),
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    upload_repo: Annotated[str | None, typer.Option(help="Upload the result to this hub repository.")] = None,
+    hub_private: Annotated[bool, typer.Option("--hub-private", help="Make that repository private.")] = False,
+) -> None:
+    """Fuse, re-lay out and quantize a checkpoint into a new directory that loads fast.
+
+    Reads Apple's checkpoints (fused or in training form), the transformers/timm ones and mlx-vlm's
+    (float or quantized). The source is never changed; the result appears whole or not at all.
+
+    - `fastvlm-mlx convert apple/FastVLM-0.5B -o FastVLM-0.5B-4bit -q`
+
+    - `fastvlm-mlx convert ./my-checkpoint -o out --dtype float16 --recipe mixed-4-8 --verify`
+    """
+    from . import hub
+    from .checkpoint import DTYPES
+    from .config import Quantization
+
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    chosen = _recipe(quantize, q_bits, recipe, quantize_vision)
+    Quantization(q_bits, q_group_size)  # says what is wrong with them
+    if upload_repo:
+        hub.require_token(upload_repo)
+
+    from .atomic import refuse
+    from .convert.run import convert as run
+
+    refuse(output, overwrite)
+    with _progress(f"writing {output.name}") as advance:
+        done = run(
+            hub.resolve(source, revision),
+            output,
+            recipe=chosen,
+            group_size=q_group_size,
+            dtype=DTYPES[dtype] if dtype else None,
+            overwrite=overwrite,
+            verify=verify,
+            progress=advance,
+        )
+    _report(done)
+    if upload_repo:
+        print_line(hub.upload(output, upload_repo, private=hub_private))
+
+
+@app.command(no_args_is_help=True)
+def doctor(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model directory.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Headers only: do not look for NaN in the weights.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a model directory is, what is wrong with it, and how to repair it.
+
+    Leaves with 1 if it will not load or would answer wrongly. Nothing is changed.
+    """
+    from .convert.doctor import examine
+
+    with _progress("reading weights") as advance:
+        report = examine(path, read_weights=not quick, progress=advance)
+    if as_json:
+        import dataclasses
+
+        body = dataclasses.asdict(report) | {"healthy": report.healthy}
+        print_line(json.dumps(body, ensure_ascii=False, default=str))
+    else:
+        from .convert.doctor import print_report
+
+        print_report(report)
+    raise typer.Exit(0 if report.healthy else 1)
+
+
+def print_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _printed(events: Iterator[Event]) -> Iterator[Event]:
+    """Show the answer as it comes."""
+    from .generate import Finished, Token
+
+    for event in events:
+        if isinstance(event, Token):
+            sys.stdout.write(event.text)
+            sys.stdout.flush()
+        elif isinstance(event, Finished):
+            print_line(event.text)
+        yield event
+
+
+def _as_dict(answer: Answer, model: str) -> dict[str, object]:
+    return {
+        "text": answer.text,
+        "model": model,
+        "reason": answer.reason,
+        "tokens": len(answer.ids),
+        "image_tokens": answer.image_tokens,
+        "text_tokens": answer.text_tokens,
+        "vision_s": round(answer.vision_s, 4),
+        "prefill_s": round(answer.prefill_s, 4),
+        "decode_s": round(answer.decode_s, 4),
+        "tokens_per_s": round(answer.tokens_per_s, 2),
+        "peak_bytes": answer.peak_bytes,
+    }
+
+
+def _stats(answer: Answer) -> str:
+    asked = answer.image_tokens + answer.text_tokens
+    return (
+        f"vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens\n"
+        f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text)\n"
+        f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
+        f"ended by {answer.reason}\n"
+        f"memory   {answer.peak_bytes / 2**30:8.2f} GiB at most"
+    )
+
+
+def _recipe(quantize: bool, bits: int, name: str | None, pictures: bool) -> Recipe | None:
+    from .convert.quantize import RECIPES, uniform
+
+    if name is not None and name not in RECIPES:
+        raise ConfigError(f"no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    if bits not in (4, 8):
+        raise ConfigError(f"--q-bits is {bits}; choose 4 or 8")
+    if not (quantize or name):
+        if pictures:
+            raise ConfigError("--quantize-vision says what else to quantize; pass -q or --recipe as well")
+        return None
+    recipe = RECIPES[name] if name else uniform(bits)
+    return recipe.with_pictures() if pictures else recipe
+
+
+def _report(done: Converted) -> None:
+    _say(
+        f"{done.destination}: {done.bytes / 1e6:,.1f} MB from the {done.layout} layout, language model "
+        f"{done.bits_per_weight:.2f} bits per weight"
+    )
+    for remark in done.remarks:
+        _say(f"note: {remark}")
+    if done.comparison:
+        for what, value in done.comparison.rows():
+            _say(f"  {what:<46} {value}")
+    if done.licence:
+        _say(done.licence)
+
+
+def _progress(what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    from .progress import bar
+
+    return bar(what)
+
+
+def main() -> NoReturn:
+    """Errors are one line on stderr; ctrl-C and a closed pipe are quiet."""
+    code: object = 0
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except FastVLMError as error:
+        _say(f"fastvlm-mlx: {error}")
+        code = 1
+    except _UsageError as error:
+        _say(f"fastvlm-mlx: {error.format_message().rstrip('.')}; try `fastvlm-mlx --help`")
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        _say("")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail too
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

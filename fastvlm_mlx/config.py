@@ -1,0 +1,169 @@
+"""What a model is, as frozen values. One JSON form (the canonical config.json), parsed strictly.
+
+How other projects write their configurations is known to `convert.layouts` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from .errors import ConfigError
+
+FORMAT = "fastvlm-mlx"
+FORMAT_VERSION = 1
+STRIDE = 64  # pixels per visual token, each way: the stem's 4, then four halvings
+
+IMAGE_MARK = "<image>"  # where a picture goes in a text; never a token
+
+GROUP_SIZES = (32, 64, 128)
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """FastViTHD. Stages before `attention_from` mix tokens by convolution, the others by attention."""
+
+    layers: tuple[int, ...] = (2, 12, 24, 4, 2)
+    dims: tuple[int, ...] = (96, 192, 384, 768, 1536)
+    mlp_ratio: int = 4
+    attention_from: int = 3
+    head_dim: int = 32
+    squeeze: int = 16  # the last convolution's squeeze-excite narrows by this much
+
+    @property
+    def feature_dim(self) -> int:
+        return 2 * self.dims[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """Qwen2. `context` is the most positions (text and picture rows together) it was trained for."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tied: bool
+    rope_theta: float = 1_000_000.0
+    norm_eps: float = 1e-6
+    context: int = 32_768
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    size: int = 1024
+    mode: str = "pad"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    bits: int
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise ConfigError(f"cannot quantize to {self.bits} bits; choose one of {_listed(BITS)}")
+        if self.group_size not in GROUP_SIZES:
+            raise ConfigError(f"no group size {self.group_size}; choose one of {_listed(GROUP_SIZES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    vision: VisionConfig
+    text: TextConfig
+    image: ImageConfig = ImageConfig()
+    eos_token_ids: tuple[int, ...] = ()
+    quantization: Mapping[str, Quantization] = field(default_factory=dict)  # module path -> how
+
+    def to_json(self) -> str:
+        body = {"format": FORMAT, "format_version": FORMAT_VERSION, "model_type": "fastvlm_mlx"}
+        return json.dumps(body | dataclasses.asdict(self), indent=2) + "\n"
+
+
+def is_canonical(raw: Mapping[str, Any]) -> bool:
+    return raw.get("format") == FORMAT
+
+
+def from_json(raw: Mapping[str, Any], where: Path) -> ModelConfig:
+    """Parse a canonical config.json; anything unknown, missing or of the wrong type is an error."""
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{where}: format_version {version!r}, and this release reads {FORMAT_VERSION}; "
+            "upgrade with `pip install -U fastvlm-mlx` or convert the original checkpoint again"
+        )
+    body = {k: v for k, v in raw.items() if k not in ("format", "format_version", "model_type")}
+    return _parse(ModelConfig, body, where, "")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an error that names the file and the line."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a model directory needs one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); download it again") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); download it again or mend that line") from None
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{path}: holds a {type(value).__name__} where an object belongs; download it again"
+        )
+    return value
+
+
+T = TypeVar("T")
+
+
+def _parse(cls: type[T], raw: Any, where: Path, at: str) -> T:
+    if dataclasses.is_dataclass(cls):
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"{where}: {at or 'the file'} should be an object, not {raw!r}")
+        hints = get_type_hints(cls)
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(raw) - set(fields))
+        if unknown:
+            raise ConfigError(f"{where}: unknown key {at}{unknown[0]!r}; remove it, or upgrade fastvlm-mlx")
+        missing = [
+            name
+            for name, f in fields.items()
+            if name not in raw
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ConfigError(f"{where}: key {at}{missing[0]!r} is missing; convert the checkpoint again")
+        values = {name: _parse(hints[name], value, where, f"{at}{name}.") for name, value in raw.items()}
+        return cls(**values)
+    return _scalar(cls, raw, where, at.rstrip("."))
+
+
+def _scalar(hint: Any, raw: Any, where: Path, at: str) -> Any:
+    if hint == tuple[int, ...]:
+        if isinstance(raw, list) and all(type(v) is int for v in raw):
+            return tuple(raw)
+    elif hint == Mapping[str, Quantization]:
+        if isinstance(raw, Mapping):
+            return {k: _parse(Quantization, v, where, f"{at}.{k}.") for k, v in raw.items()}
+    elif hint is float:
+        if type(raw) in (int, float):
+            return float(raw)
+    elif type(raw) is hint:
+        return raw
+    raise ConfigError(f"{where}: {at} is {raw!r}, not of the kind {hint}; convert the checkpoint again")
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values[:-1])) + f" or {values[-1]}"

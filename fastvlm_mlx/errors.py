@@ -1,0 +1,33 @@
+"""What can go wrong, as a tree. Every message says what was found, where, and what to do next.
+
+FastVLMError            catch this to catch everything the package raises on purpose
+├── CheckpointError     weights on disk: missing, torn, unknown, of the wrong shape, not writable
+├── ConfigError         a config.json or an option that cannot be acted upon
+├── ImageError          a picture that cannot be read
+├── PromptError         a prompt that cannot be answered: empty, too long, pictures that do not match
+└── HubError            a model name that could not be turned into a local directory
+"""
+
+
+class FastVLMError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class CheckpointError(FastVLMError):
+    """Weights on disk that cannot be read or written."""
+
+
+class ConfigError(FastVLMError):
+    """A configuration value or option that cannot be acted upon."""
+
+
+class ImageError(FastVLMError):
+    """A picture that cannot be read."""
+
+
+class PromptError(FastVLMError):
+    """A prompt that cannot be answered."""
+
+
+class HubError(FastVLMError):
+    """A model name that could not be turned into a local directory."""

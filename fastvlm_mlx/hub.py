@@ -1,0 +1,88 @@
+"""A model's name to a local directory: paths, short names, hub ids; the Hugging Face cache; offline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .errors import HubError
+
+ALIASES = {
+    "0.5b": "apple/FastVLM-0.5B",
+    "1.5b": "apple/FastVLM-1.5B",
+    "7b": "apple/FastVLM-7B",
+}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md"]
+
+
+def resolve(name: str | Path, revision: str | None = None) -> Path:
+    """A directory with the model's files, downloaded to the Hugging Face cache if need be.
+
+    What exists on disk is a path; then come the short names; then anything of the form owner/name.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    repo = ALIASES.get(str(name).lower(), str(name))
+    if not _HUB_ID.fullmatch(repo) or isinstance(name, Path):
+        raise HubError(
+            f"{name}: no such directory, and not a hub id (owner/name) or a short name "
+            f"({', '.join(ALIASES)}); check the spelling"
+        )
+    return _download(repo, revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError as error:
+        raise HubError(f"{repo}: downloading needs huggingface_hub ({error}); pip install it") from None
+    at = f"{repo}@{revision}" if revision else repo
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
+    except GatedRepoError:
+        why = "needs you to accept its terms on huggingface.co, then `hf auth login`"
+    except RepositoryNotFoundError:
+        why = "no such repository on the hub, or a private one; check the name, or `hf auth login`"
+    except RevisionNotFoundError:
+        why = "the repository has no such revision; leave --revision out for the newest"
+    except HfHubHTTPError as error:
+        why = f"the hub refused ({error.response.status_code}); try again later, or give a local directory"
+    except (LocalEntryNotFoundError, OSError):
+        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
+        why = (
+            f"not in the local cache, and the hub cannot be reached{offline}; "
+            "go online once, or give the path of a downloaded directory"
+        )
+    raise HubError(f"{at}: {why}")
+
+
+def require_token(repo: str) -> None:
+    """Say early that an upload would fail."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise HubError(f"{repo}: uploading needs a token; `hf auth login`, or set HF_TOKEN, then try again")
+
+
+def upload(directory: Path, repo: str, *, private: bool) -> str:
+    """Create the repository if need be and upload the directory; returns its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=directory))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise HubError(f"{repo}: upload failed ({first[:160]}); the result is whole in {directory}") from None

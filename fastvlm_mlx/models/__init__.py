@@ -1,0 +1,1 @@
+"""The run form: FastViTHD, projector, Qwen2, and the three together."""

@@ -1,0 +1,43 @@
+"""Tower, projector and language model together: picture and text parts in, one row of embeddings out."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import ModelConfig
+from ..prompt import Part, Picture, Prompt
+from .projector import Projector
+from .qwen2 import Qwen2
+from .vision import FastViTHD
+
+
+class FastVLM(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.vision = FastViTHD(config.vision)
+        self.projector = Projector(config.vision.feature_dim, config.text.hidden_size)
+        self.language = Qwen2(config.text)
+        quantization = config.quantization
+        if quantization:
+            nn.quantize(
+                self,
+                class_predicate=lambda path, _: (
+                    {"group_size": how.group_size, "bits": how.bits}
+                    if (how := quantization.get(path))
+                    else False
+                ),
+            )
+
+    def encode_image(self, pixels: mx.array) -> mx.array:
+        """(B, H, W, 3) -> (B, tokens, d), tokens in raster order"""
+        return self.projector(self.vision(pixels).flatten(1, 2))
+
+    def embed(self, prompt: Prompt) -> mx.array:
+        """-> (1, positions, d)"""
+        return mx.concatenate([self._embed(part) for part in prompt])[None]
+
+    def _embed(self, part: Part) -> mx.array:
+        if isinstance(part, Picture):
+            return self.encode_image(part.pixels)[0]
+        return self.language.embedding(mx.array(part.ids, dtype=mx.uint32))

@@ -1,0 +1,85 @@
+"""Qwen2 with q, k, v in one matmul and gate, up in another (merged at conversion)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import TextConfig
+from ..kernels import swiglu
+from .cache import KVCache
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self._heads, self._kv_heads, self._head_dim = config.heads, config.kv_heads, config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, (config.heads + 2 * config.kv_heads) * config.head_dim)
+        self.out = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
+        self._rope_theta = config.rope_theta
+
+    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+        batch, length, _ = x.shape
+        heads = self.qkv(x).reshape(batch, length, -1, self._head_dim).swapaxes(1, 2)
+        q, k, v = mx.split(heads, (self._heads, self._heads + self._kv_heads), axis=1)
+        q, k = self._rotated(q, cache.offset), self._rotated(k, cache.offset)
+        k, v = cache.extend(k, v)
+        x = mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=self._head_dim**-0.5, mask="causal" if length > 1 else None
+        )
+        return self.out(x.swapaxes(1, 2).reshape(batch, length, -1))
+
+    def _rotated(self, x: mx.array, offset: int) -> mx.array:
+        return mx.fast.rope(
+            x, self._head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=offset
+        )
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down(swiglu(*mx.split(self.gate_up(x), 2, axis=-1)))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Qwen2(nn.Module):
+    """Rows in, hidden states out; `logits` is a call of its own so that prefill pays for one position."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config) for _ in range(config.layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        if not config.tied:
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(self, rows: mx.array, caches: Sequence[KVCache]) -> mx.array:
+        """(B, L, d) -> (B, L, d)"""
+        for layer, cache in zip(self.layers, caches, strict=True):
+            rows = layer(rows, cache)
+        return self.norm(rows)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(…, d) -> (…, vocabulary), padded rows included"""
+        return self.head(hidden) if "head" in self else self.embedding.as_linear(hidden)
+
+    def new_caches(self) -> list[KVCache]:
+        return [KVCache() for _ in self.layers]

@@ -1,0 +1,182 @@
+"""FastViTHD in run form: one convolution where training had branches, and no norm or scale left over.
+
+Folded into the weights at conversion: every BatchNorm (the ConvFFN's shift into fc1's bias), every
+layer scale (into fc2 and the attention projection), the attention's 1/√d and LayerNorm's affine
+(into qkv). Activations are NHWC. A depthwise convolution that widens m times is held as m plain ones,
+the first with outputs 0, m, 2m, …: those take Metal's fast kernel, one with m outputs a group does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import VisionConfig
+from ..kernels import gelu
+
+_LAYER_NORM_EPS = 1e-5
+
+
+def depthwise(channels: int, kernel: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=bias)
+
+
+class WideningConv(nn.Module):
+    """A depthwise convolution with several outputs per channel, as a list of plain ones."""
+
+    def __init__(self, channels: int, multiplier: int, kernel: int, stride: int):
+        super().__init__()
+        self.weight = mx.zeros((multiplier * channels, kernel, kernel, 1))
+        self.bias = mx.zeros((multiplier * channels,))
+        self._stride, self._multiplier = stride, multiplier
+
+    def __call__(self, x: mx.array) -> list[mx.array]:
+        kernel, groups = self.weight.shape[1], x.shape[-1]
+        weights, biases = (mx.split(part, self._multiplier) for part in (self.weight, self.bias))
+        return [
+            mx.conv2d(x, weight, self._stride, kernel // 2, groups=groups) + bias
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
+
+
+class Stem(nn.Module):
+    """(B, H, W, 3) -> (B, H/4, W/4, C)"""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, dim, 3, 2, 1)
+        self.depthwise = depthwise(dim, 3, stride=2)
+        self.pointwise = nn.Linear(dim, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = gelu(self.conv(x))
+        x = gelu(self.depthwise(x))
+        return gelu(self.pointwise(x))
+
+
+class PatchEmbed(nn.Module):
+    """(B, H, W, C) -> (B, H/2, W/2, D): a widening 7×7, then a 1×1."""
+
+    def __init__(self, dim_in: int, dim_out: int):
+        super().__init__()
+        self.depthwise = WideningConv(dim_in, dim_out // dim_in, 7, stride=2)
+        self.pointwise = nn.Linear(dim_out, dim_out)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = gelu(mx.concatenate(self.depthwise(x), axis=-1))
+        return gelu(self.pointwise(x))
+
+
+class ConvFFN(nn.Module):
+    def __init__(self, dim: int, ratio: int):
+        super().__init__()
+        self.depthwise = depthwise(dim, 7, bias=False)  # the norm's shift is in fc1.bias
+        self.fc1 = nn.Linear(dim, ratio * dim)
+        self.fc2 = nn.Linear(ratio * dim, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(gelu(self.fc1(self.depthwise(x))))
+
+
+class RepMixerBlock(nn.Module):
+    def __init__(self, dim: int, ratio: int):
+        super().__init__()
+        self.mixer = depthwise(dim, 3)  # skip, norm and scale are inside its weights
+        self.ffn = ConvFFN(dim, ratio)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.mixer(x)
+        return x + self.ffn(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, head_dim: int):
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)  # 1/√d and the norm's affine are inside
+        self.proj = nn.Linear(dim, dim)
+        self._head_dim = head_dim
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, height, width, dim = x.shape
+        x = mx.fast.layer_norm(x.reshape(batch, height * width, dim), None, None, _LAYER_NORM_EPS)
+        qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self._head_dim)
+        q, k, v = (part.squeeze(2).swapaxes(1, 2) for part in mx.split(qkv, 3, axis=2))
+        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0)  # (B, heads, N, head_dim)
+        return self.proj(x.swapaxes(1, 2).reshape(batch, height, width, dim))
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, dim: int, ratio: int, head_dim: int):
+        super().__init__()
+        self.attention = Attention(dim, head_dim)
+        self.ffn = ConvFFN(dim, ratio)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.attention(x)
+        return x + self.ffn(x)
+
+
+class Stage(nn.Module):
+    def __init__(self, config: VisionConfig, index: int):
+        super().__init__()
+        dim, ratio = config.dims[index], config.mlp_ratio
+        if index:
+            self.downsample = PatchEmbed(config.dims[index - 1], dim)
+        attends = index >= config.attention_from
+        if attends:
+            self.position = depthwise(dim, 7)  # RepCPE: its skip is inside
+        self.blocks = [
+            AttentionBlock(dim, ratio, config.head_dim) if attends else RepMixerBlock(dim, ratio)
+            for _ in range(config.layers[index])
+        ]
+
+    def trace(self, x: mx.array) -> Iterator[tuple[str, mx.array]]:
+        for name in ("downsample", "position"):
+            if name in self:
+                x = self[name](x)
+                yield name, x
+        for block in self.blocks:
+            x = block(x)
+        yield "blocks", x
+
+
+class Expand(nn.Module):
+    """(B, h, w, C) -> (B, h, w, 2C): a widening 3×3, then squeeze-and-excite."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        dim, narrow = config.feature_dim, config.feature_dim // config.squeeze
+        self.depthwise = WideningConv(config.dims[-1], 2, 3, stride=1)
+        self.squeeze = nn.Linear(dim, narrow)
+        self.excite = nn.Linear(narrow, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = mx.stack(self.depthwise(x), axis=-1).flatten(-2)  # features keep the reference's order
+        gate = nn.relu(self.squeeze(x.mean((1, 2), keepdims=True)))
+        return gelu(x * mx.sigmoid(self.excite(gate)))
+
+
+class FastViTHD(nn.Module):
+    """(B, H, W, 3) pixels in [0, 1], sides multiples of 64 -> (B, H/64, W/64, features)"""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.stem = Stem(config.dims[0])
+        self.stages = [Stage(config, index) for index in range(len(config.dims))]
+        self.expand = Expand(config)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        *_, (_, features) = self.trace(pixels)
+        return features
+
+    def trace(self, pixels: mx.array) -> Iterator[tuple[str, mx.array]]:
+        """Every stage's output by name, lazily: what parity tests and `--verify` compare."""
+        x = self.stem(pixels.astype(self.stem.conv.weight.dtype))
+        yield "stem", x
+        for index, stage in enumerate(self.stages):
+            for name, after in stage.trace(x):
+                x = after
+                yield f"stages.{index}.{name}", x
+        yield "expand", self.expand(x)

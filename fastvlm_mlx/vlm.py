@@ -1,0 +1,124 @@
+"""A loaded model with its tokenizer and picture settings: what a program holds on to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from . import checkpoint, generate, hub, image
+from .checkpoint import Loaded
+from .config import STRIDE, ModelConfig
+from .errors import ConfigError, ImageError
+from .generate import Answer, Event
+from .models.fastvlm import FastVLM
+from .prompt import Prompt, assemble, render
+from .sampling import Sampling
+from .tokenizer import Tokenizer
+
+Image = image.Source | mx.array
+
+
+def load(name: str | Path, dtype: str | mx.Dtype | None = None, *, revision: str | None = None) -> VLM:
+    """Load a model by path, short name (`0.5b`) or hub id, whatever its layout.
+
+    `dtype` None computes in the stored type on a GPU and in float32 on the CPU.
+    """
+    if isinstance(dtype, str):
+        if dtype not in checkpoint.DTYPES:
+            raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(checkpoint.DTYPES)}")
+        dtype = checkpoint.DTYPES[dtype]
+    return VLM(checkpoint.load(hub.resolve(name, revision), dtype))
+
+
+class VLM:
+    """
+    >>> vlm = load("0.5b")
+    >>> prompt = vlm.prompt("What is in the picture?", images=["cat.jpg"])
+    >>> vlm.generate(prompt).text
+    """
+
+    def __init__(self, loaded: Loaded):
+        self.model: FastVLM = loaded.model
+        self.config: ModelConfig = loaded.config
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.layout: str = loaded.layout
+        self.dtype: mx.Dtype = loaded.dtype
+
+    def vision(self, pixels: mx.array) -> mx.array:
+        """(B, H, W, 3) in [0, 1] -> (B, H/64, W/64, features)"""
+        return self.model.vision(_checked(pixels))
+
+    def encode_image(self, pixels: mx.array) -> mx.array:
+        """(B, H, W, 3) in [0, 1] -> (B, tokens, d), as the language model sees them"""
+        return self.model.encode_image(_checked(pixels))
+
+    def prompt(
+        self,
+        text: str,
+        images: Sequence[Image] = (),
+        system: str | None = None,
+        *,
+        image_size: int | None = None,
+        image_mode: str | None = None,
+        reference: bool = False,
+    ) -> Prompt:
+        """A question with its pictures. `<image>` in the text places each one; without it they come first.
+
+        A picture is a path, encoded bytes, a PIL image, a uint8 array, or floats (H, W, 3) in [0, 1]
+        with sides that are multiples of 64, which are taken as they are. `reference` reads pictures
+        exactly as the PyTorch reference does (no rotation by EXIF, transparency dropped).
+        """
+        size = image_size or self.config.image.size
+        mode = image_mode or self.config.image.mode
+        rendered = render(text, len(images), system)
+        pixels = [_pixels(source, size, mode, reference) for source in images]
+        return assemble(rendered, pixels, self.tokenizer.encode)
+
+    def logits(self, prompt: Prompt) -> mx.array:
+        """(positions, vocabulary), padded rows of the vocabulary included"""
+        rows = self.model.embed(prompt)
+        hidden = self.model.language(rows, self.model.language.new_caches())
+        return self.model.language.logits(hidden)[0]
+
+    def stream(
+        self, prompt: Prompt | str, *, max_tokens: int = 512, sampling: Sampling | None = None
+    ) -> Iterator[Event]:
+        """Events as they happen: `Prefilled`, a `Token` each, `Finished`. Greedy unless told otherwise."""
+        return generate.stream(
+            self.model,
+            self.tokenizer,
+            self.prompt(prompt) if isinstance(prompt, str) else prompt,
+            stop_ids=self.config.eos_token_ids,
+            context=self.config.text.context,
+            max_tokens=max_tokens,
+            sampling=sampling or Sampling(),
+        )
+
+    def generate(
+        self, prompt: Prompt | str, *, max_tokens: int = 512, sampling: Sampling | None = None
+    ) -> Answer:
+        """The whole answer with its timings."""
+        return generate.collect(self.stream(prompt, max_tokens=max_tokens, sampling=sampling))
+
+
+def _pixels(source: Image, size: int, mode: str, reference: bool) -> mx.array:
+    if isinstance(source, mx.array) or (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
+        return _checked(mx.array(source))
+    return mx.array(image.preprocess(source, size, mode, reference=reference))[None]
+
+
+def _checked(pixels: mx.array) -> mx.array:
+    """Floats (H, W, 3) or (B, H, W, 3), sides multiples of 64, as a batch."""
+    pixels = pixels[None] if pixels.ndim == 3 else pixels
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or not mx.issubdtype(pixels.dtype, mx.floating):
+        raise ImageError(
+            f"an array of shape {tuple(pixels.shape)} and type {pixels.dtype} is no picture; "
+            "give floats (H, W, 3) in [0, 1], or uint8 to have it read as a picture file would be"
+        )
+    height, width = pixels.shape[1:3]
+    if height % STRIDE or width % STRIDE or not height * width:
+        raise ImageError(f"pixels are {height}×{width}; both sides must be multiples of {STRIDE}")
+    return pixels

@@ -1,0 +1,75 @@
+"""What several tests share: the golden numbers, loaded models, and how far apart two arrays are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 goldens ask for float32 products on every device
+
+import fastvlm_mlx  # isort: skip  - prefers OpenBLAS before mlx loads
+import checkpoints
+import mlx.core as mx
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+NUMBERS = checkpoints.GOLDEN / "numbers"
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """Largest absolute error over the largest absolute value."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == expected.shape, f"{found.shape} is not {expected.shape}"
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.fixture(scope="session")
+def gold() -> dict[str, Any]:
+    """golden.json: prompts, ids, greedy tokens, tolerances."""
+    return json.loads((NUMBERS / "golden.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def numbers() -> dict[str, np.ndarray]:
+    """The tower's and the model's golden arrays, by name."""
+    return load_file(NUMBERS / "vision.safetensors") | load_file(NUMBERS / "untied.safetensors")
+
+
+@pytest.fixture(scope="session")
+def unit() -> dict[str, np.ndarray]:
+    return load_file(NUMBERS / "unit.safetensors")
+
+
+@pytest.fixture(scope="session")
+def pixels(numbers: dict[str, np.ndarray]) -> dict[str, mx.array]:
+    """Pictures A (256×256), B (192×320) and C as (1, H, W, 3)."""
+    return {name: mx.array(numbers[f"pixels.{name}"].transpose(0, 2, 3, 1)) for name in "ABC"}
+
+
+@pytest.fixture(scope="session")
+def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a golden checkpoint or a variant, written on first use."""
+
+    @cache
+    def directory(name: str) -> Path:
+        if name not in checkpoints.VARIANTS:
+            return checkpoints.golden(name)
+        return checkpoints.build(checkpoints.VARIANTS[name], tmp_path_factory.mktemp("variant") / name)
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def vlm_of(directory_of: Callable[[str], Path]) -> Callable[[str], fastvlm_mlx.VLM]:
+    """The same, loaded to compute in float32."""
+
+    @cache
+    def vlm(name: str) -> fastvlm_mlx.VLM:
+        return fastvlm_mlx.load(directory_of(name), dtype="float32")
+
+    return vlm
