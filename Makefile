@@ -1,6 +1,59 @@
+# Everything works from a bare checkout with python3, pip and make.
+PYTHON ?= python3
 VENV ?= .venv
-TREE := .mypy_cache/tree/fastvlm_mlx
+BIN := $(VENV)/bin
+GOLDEN := tests/golden
+DEMO := .demo
+TREE := .mypy_cache/tree
+JOBS ?= 2
 
-types:
-	rm -rf $(TREE) && mkdir -p $(TREE) && ln -s $(CURDIR)/fastvlm_mlx/* $(TREE)/ && ln -s $(CURDIR)/convert $(TREE)/convert
-	cd .mypy_cache/tree && MYPYPATH=. mypy --config-file $(CURDIR)/pyproject.toml -p fastvlm_mlx
+.PHONY: help demo test test-slow lint types bench clean
+
+help:
+	@echo "make demo       convert a small checkpoint and ask it about a picture"
+	@echo "make test       lint, type-check and test"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make bench      measure conversion memory at full size (needs 35 GB of disk for the 7B)"
+	@echo "make clean      remove what the above made"
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed requirements-test.txt
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev]" -r requirements-test.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps mlx-vlm  # its whole tree is not needed
+	touch $@
+
+# Random weights: the mechanics are shown, the answer is noise.
+demo: $(VENV)/installed
+	rm -rf $(DEMO)
+	$(BIN)/fastvlm-mlx doctor $(GOLDEN)/checkpoints/apple-train/untied
+	$(BIN)/fastvlm-mlx convert $(GOLDEN)/checkpoints/apple-train/untied -o $(DEMO)/fused --verify
+	$(BIN)/fastvlm-mlx convert $(DEMO)/fused -o $(DEMO)/8bit -q --q-bits 8 --verify
+	$(BIN)/fastvlm-mlx generate $(GOLDEN)/images/tall.png -m $(DEMO)/8bit -p "What is this?" -n 24 --stats
+	@echo "That model has random weights, so its answer is noise. For a real one:"
+	@echo "  $(BIN)/fastvlm-mlx generate PICTURE -m 0.5b    (downloads FastVLM-0.5B, 1.2 GB, research licence)"
+
+test: lint types
+	$(BIN)/pytest -q -n $(JOBS) -m "not slow and not weights"
+
+test-slow: $(VENV)/tested
+	$(BIN)/pytest -q -m slow
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# `convert/` is installed as fastvlm_mlx.convert: mypy sees it there through links.
+types: $(VENV)/tested
+	rm -rf $(TREE) && mkdir -p $(TREE)/fastvlm_mlx
+	ln -s $(CURDIR)/fastvlm_mlx/* $(CURDIR)/convert $(TREE)/fastvlm_mlx/
+	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastvlm_mlx
+
+bench: $(VENV)/tested
+	$(BIN)/python benchmarks/convert_memory.py 0.5b 7b
+
+clean:
+	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

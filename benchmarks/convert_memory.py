@@ -47,10 +47,8 @@ def main() -> None:
             for what, options in WAYS:
                 seconds, peak, written = measure(source, destination, options)
                 worst = max(worst, peak)
-                print(
-                    f"| {name} | {what} | {total / 1e9:.2f} | {written / 1e9:.2f} | {seconds:.0f} | {peak:.2f} |",
-                    flush=True,
-                )
+                sizes = f"{total / 1e9:.2f} | {written / 1e9:.2f}"
+                print(f"| {name} | {what} | {sizes} | {seconds:.0f} | {peak:.2f} |", flush=True)
                 shutil.rmtree(destination)
     if worst > LIMIT_GIB:
         sys.exit(f"peak of {worst:.2f} GiB is above the limit of {LIMIT_GIB}")

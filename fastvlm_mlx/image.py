@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from fastvlm_mlx.errors import ConfigError, ImageError
+from .errors import ConfigError, ImageError
 
 MODES: tuple[str, ...] = ("pad", "crop", "stretch")
 MAX_PIXELS = 2**28

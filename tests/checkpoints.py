@@ -183,7 +183,7 @@ def timm_name(key: str) -> str | None:
 
 
 def timm_fused(weights: Weights) -> Weights:
-    """What `reparameterize_model` leaves of the unfused checkpoint: same decoder, the fused tower's tensors."""
+    """What timm's `reparameterize_model` leaves: the same decoder, the fused tower's tensors."""
     tower = {timm_name(k): v for k, v in stored(golden("apple-fused")).items() if k.startswith(APPLE_TOWER)}
     rest = {k: v for k, v in weights.items() if not k.startswith(TIMM_TOWER)}
     return rest | {name: array for name, array in tower.items() if name is not None}
@@ -213,7 +213,9 @@ class Packing:
             path = key.removesuffix(".weight")
             if array.ndim == 2 and path != key and not key.startswith(MLX_TOWER):
                 parts = mx.quantize(array, self.group_size, self.bits_of(path))
-                packed |= {f"{path}.{part}": a for part, a in zip(("weight", "scales", "biases"), parts, strict=True)}
+                packed |= {
+                    f"{path}.{part}": a for part, a in zip(("weight", "scales", "biases"), parts, strict=True)
+                }
             else:
                 packed[key] = array
         return packed
@@ -222,32 +224,29 @@ class Packing:
         return Variant("mlx-vlm-f32", "quantized", self.config, self.weights)
 
     def dense_twin(self) -> Variant:
-        return Variant("mlx-vlm-f32", "quantized", weights=lambda weights: unpacked(self.weights(weights)))
+        return Variant(
+            "mlx-vlm-f32", "quantized", weights=lambda weights: self.unpacked(self.weights(weights))
+        )
 
-
-def unpacked(weights: Weights) -> Weights:
-    """Float weights of a quantized checkpoint, by hand: low bits first, value = scale · integer + bias."""
-    dense: Weights = {}
-    for key, array in weights.items():
-        path = key.rpartition(".")[0]
-        if key.endswith((".scales", ".biases")):
-            continue
-        if f"{path}.scales" not in weights or not key.endswith(".weight"):
-            dense[key] = array
-            continue
-        scales, biases = weights[f"{path}.scales"], weights[f"{path}.biases"]
-        for bits in (4, 8):
-            shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
-            integers = ((array[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
-            group = integers.shape[-1] // scales.shape[-1]
-            if group in (32, 64) and bits == _bits(array, scales, group):
-                grouped = integers.reshape(*scales.shape, group).astype(mx.float32)
-                dense[key] = (grouped * scales[..., None] + biases[..., None]).flatten(-2)
-    return dense
-
-
-def _bits(packed: mx.array, scales: mx.array, group: int) -> int:
-    return packed.shape[-1] * 32 // (scales.shape[-1] * group)
+    def unpacked(self, weights: Weights) -> Weights:
+        """The float weights again, by hand: low bits first, value = scale · integer + bias."""
+        dense: Weights = {}
+        for key, array in weights.items():
+            path, _, part = key.rpartition(".")
+            if f"{path}.scales" not in weights or part == "bias":
+                dense[key] = array
+            elif part == "weight":
+                bits, scales, biases = (
+                    self.bits_of(path),
+                    weights[f"{path}.scales"],
+                    weights[f"{path}.biases"],
+                )
+                shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
+                integers = ((array[..., None] >> shifts) & (2**bits - 1)).reshape(
+                    *scales.shape, self.group_size
+                )
+                dense[key] = (integers * scales[..., None] + biases[..., None]).flatten(-2)
+        return dense
 
 
 # --- other files ---

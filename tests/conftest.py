@@ -21,11 +21,16 @@ from safetensors.numpy import load_file
 NUMBERS = checkpoints.GOLDEN / "numbers"
 
 
-def relative_error(found: Any, expected: Any) -> float:
+@pytest.fixture(scope="session")
+def relative_error() -> Callable[[Any, Any], float]:
     """Largest absolute error over the largest absolute value."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape, f"{found.shape} is not {expected.shape}"
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+    def error(found: Any, expected: Any) -> float:
+        found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+        assert found.shape == expected.shape, f"{found.shape} is not {expected.shape}"
+        return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+    return error
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,94 @@
+"""The rules of the house that a machine can check."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastvlm_mlx
+
+ROOT = Path(__file__).parent.parent
+FLOORS = (
+    "errors blas progress",
+    "config atomic",
+    "image tokenizer prompt tensorfile sampling kernels models.cache",
+    "models.vision models.projector models.qwen2",
+    "models.fastvlm",
+    "checkpoint hub generate",
+    "vlm convert",
+    "cli",
+    "__main__",
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+SEAM = ("checkpoint", "convert")  # the one lazy import upwards: other layouts are translated on load
+
+
+def rooms() -> list[tuple[str, Path]]:
+    inside = [
+        (".".join(path.relative_to(ROOT / "fastvlm_mlx").with_suffix("").parts), path)
+        for path in sorted((ROOT / "fastvlm_mlx").rglob("*.py"))
+    ]
+    converters = [(f"convert.{path.stem}", path) for path in sorted((ROOT / "convert").glob("*.py"))]
+    return [(name, path) for name, path in inside + converters if not name.endswith("__init__")]
+
+
+def room_of(module: str) -> str | None:
+    """The named room a module belongs to, None for packages that only gather others."""
+    names = [room for room in FLOOR_OF if module == room or module.startswith(room + ".")]
+    return max(names, key=len, default=None)
+
+
+def imported(name: str, path: Path) -> set[str]:
+    found: set[str] = set()
+    package = name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = package[: len(package) - node.level + 1]
+        elif (node.module or "").split(".")[0] == "fastvlm_mlx":
+            base = []
+        else:
+            continue
+        module = (node.module or "").removeprefix("fastvlm_mlx").strip(".")
+        start = ".".join([*base, *([module] if module else [])])
+        found |= {f"{start}.{alias.name}".strip(".") for alias in node.names} | ({start} if start else set())
+    return found
+
+
+@pytest.mark.parametrize(("name", "path"), rooms(), ids=[name for name, _ in rooms()])
+def test_imports_run_strictly_downward(name: str, path: Path) -> None:
+    own = room_of(name)
+    assert own is not None, f"{name} has no floor: add it to FLOORS"
+    for target in {room_of(module) for module in imported(name, path)} - {None, own}:
+        if (own, target) != SEAM:
+            assert FLOOR_OF[target] < FLOOR_OF[own], f"{name} imports {target}"
+
+
+def test_everything_public_exists_and_nothing_else_is_promised() -> None:
+    assert sorted(fastvlm_mlx.__all__) == sorted(fastvlm_mlx._HOME_OF)
+    for name in fastvlm_mlx.__all__:
+        assert getattr(fastvlm_mlx, name).__name__ if name not in ("Event", "Prompt") else True
+    with pytest.raises(AttributeError, match="nonsense"):
+        fastvlm_mlx.nonsense  # noqa: B018
+
+
+def test_the_converter_does_not_squat_a_common_name() -> None:
+    done = subprocess.run([sys.executable, "-c", "import convert"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode
+    assert "fastvlm_mlx.convert" in done.stderr.splitlines()[-1]
+
+
+def test_evaluation_happens_only_where_it_is_expected() -> None:
+    allowed = {"generate", "checkpoint", "tensorfile", "convert.doctor", "convert.verify"}
+    for name, path in rooms():
+        if name not in allowed:
+            assert "mx.eval(" not in path.read_text(encoding="utf-8"), name
+
+
+def test_the_library_does_not_print() -> None:
+    for name, path in rooms():
+        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), name
