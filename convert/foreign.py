@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import STRIDE, ImageConfig, TextConfig, VisionConfig, read_json
 from ..errors import ConfigError
 from ..tokenizer import Tokenizer
 
+T = TypeVar("T")
+_KINDS = {int: "a whole number", float: "a number", dict: "an object", list: "a list"}
 MODEL_TYPES = ("llava_qwen2", "fastvlm", "fast_vlm")
 
 # What the run form takes for granted: (where, key, the values that mean it, what differs otherwise)
@@ -36,6 +38,17 @@ def check_model_type(raw: Mapping[str, Any], where: Path) -> None:
         )
 
 
+def _get(section: Mapping[str, Any], key: str, kind: type[T], where: Path) -> T | None:
+    """A value of the right kind, None if absent or null; anything else is an error that names it."""
+    value = section.get(key)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if value is None or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
+        return value
+    wanted = _KINDS[kind]
+    raise ConfigError(f"{where}: {key} is {value!r}, not {wanted}; take it from the original checkpoint")
+
+
 def text_section(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Flat configurations keep the decoder's keys at the top, nested ones under text_config."""
     nested = raw.get("text_config")
@@ -52,36 +65,51 @@ def text_config(
             raise ConfigError(f"{where}: {key} is {found!r}; only {good[0]!r} is FastVLM's, and implemented")
 
     def number(key: str) -> int:
-        value = text.get(key)
-        if type(value) is not int or value < 1:
-            what = "is missing" if value is None else f"is {value!r}, not a positive whole number"
-            raise ConfigError(f"{where}: {key} {what}; take it from the original checkpoint's config.json")
+        value = _get(text, key, int, where)
+        if value is None or value < 1:
+            what = "is missing" if value is None else f"is {value}, not positive"
+            raise ConfigError(f"{where}: {key} {what}; take it from the original checkpoint")
         return value
 
     heads, hidden = number("num_attention_heads"), number("hidden_size")
+    if tokenizer.size > vocabulary:
+        raise ConfigError(
+            f"{where.parent}: the tokenizer has {tokenizer.size} ids, and the embedding {vocabulary} rows; "
+            "take tokenizer and weights from the same checkpoint"
+        )
     if text.get("vocab_size", vocabulary) != vocabulary:
         raise ConfigError(
             f"{where}: vocab_size is {text['vocab_size']!r}, and the embedding has {vocabulary} rows; "
             "correct it, or download the weights again"
         )
-    if hidden % heads or text.get("head_dim", hidden // heads) not in (None, hidden // heads):
-        raise ConfigError(f"{where}: hidden_size {hidden} is not {heads} heads of head_dim; correct it")
+    kv_heads, eps = number("num_key_value_heads"), _get(text, "rms_norm_eps", float, where)
+    if (
+        hidden % heads
+        or heads % kv_heads
+        or (_get(text, "head_dim", int, where) or hidden // heads) * heads != hidden
+    ):
+        raise ConfigError(
+            f"{where}: hidden_size {hidden}, {heads} heads and {kv_heads} kv heads do not fit together; "
+            "take them from the original checkpoint"
+        )
+    if eps is not None and not eps > 0:
+        raise ConfigError(f"{where}: rms_norm_eps is {eps}; FastVLM's is 1e-06, correct it")
     limits = (
-        text.get("max_position_embeddings"),
-        raw.get("tokenizer_model_max_length"),
+        _get(text, "max_position_embeddings", int, where),
+        _get(raw, "tokenizer_model_max_length", int, where),
         tokenizer.max_length,
     )
     return TextConfig(
         hidden_size=hidden,
         layers=number("num_hidden_layers"),
         heads=heads,
-        kv_heads=number("num_key_value_heads"),
+        kv_heads=kv_heads,
         intermediate_size=number("intermediate_size"),
         vocab_size=vocabulary,
         tied=is_tied(raw, stored_head),
         rope_theta=_rope_theta(text, where),
-        norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-        context=min((limit for limit in limits if type(limit) is int), default=32_768),
+        norm_eps=eps or 1e-6,
+        context=min((limit for limit in limits if limit), default=32_768),
     )
 
 
@@ -100,23 +128,23 @@ def is_tied(raw: Mapping[str, Any], stored_head: bool) -> bool:
 
 
 def _rope_theta(text: Mapping[str, Any], where: Path) -> float:
-    rope = text.get("rope_parameters") or {}
+    rope = _get(text, "rope_parameters", dict, where) or {}
     if rope.get("rope_type", "default") != "default":
         raise ConfigError(f"{where}: rope_type is {rope['rope_type']!r}; only 'default' is implemented")
-    theta = text.get("rope_theta", rope.get("rope_theta"))
-    if not isinstance(theta, (int, float)):
+    theta = _get(text, "rope_theta", float, where) or _get(rope, "rope_theta", float, where)
+    if theta is None or theta <= 0:
         raise ConfigError(f"{where}: rope_theta is missing; FastVLM's is 1000000.0, add it")
-    return float(theta)
+    return theta
 
 
 def check_vision(raw: Mapping[str, Any], found: VisionConfig, where: Path) -> None:
     """A vision_config that speaks must say what the tensors say; many are empty or absent."""
-    said = raw.get("vision_config") or {}
-    said = said.get("model_args") or said
+    said = _get(raw, "vision_config", dict, where) or {}
+    said = _get(said, "model_args", dict, where) or said
     for key, value in (("layers", found.layers), ("embed_dims", found.dims)):
-        if said.get(key) is not None and tuple(said[key]) != value:
+        if (claimed := _get(said, key, list, where)) is not None and tuple(claimed) != value:
             raise ConfigError(
-                f"{where}: vision_config.{key} is {said[key]}, and the tensors say {list(value)}; correct it"
+                f"{where}: vision_config.{key} is {claimed}, and the tensors say {list(value)}; correct it"
             )
 
 
@@ -125,8 +153,8 @@ def image_config(raw: Mapping[str, Any], directory: Path) -> ImageConfig:
     file = directory / "preprocessor_config.json"
     processor = read_json(file) if file.exists() else {}
     for key, good in (("image_mean", 0.0), ("image_std", 1.0)):
-        values = processor.get(key, [good])
-        if any(value != good for value in values):
+        values = _get(processor, key, list, file)
+        if values is not None and any(value != good for value in values):
             raise ConfigError(f"{file}: {key} is {values}; FastVLM's is {[good] * 3}, correct it")
     size = next((s for s in _sizes(raw, processor) if isinstance(s, int) and s > 0), 1024)
     if size % STRIDE:
@@ -141,7 +169,8 @@ def _sizes(raw: Mapping[str, Any], processor: Mapping[str, Any]) -> Iterable[obj
     yield crop.get("height") if isinstance(crop, Mapping) else crop
     tower = str(raw.get("mm_vision_tower", "")).rpartition("_")[2]  # mobileclip_l_1024
     yield int(tower) if tower.isdigit() else None
-    yield (raw.get("vision_config") or {}).get("image_size")
+    vision = raw.get("vision_config")
+    yield vision.get("image_size") if isinstance(vision, Mapping) else None
     tokens = raw.get("image_seq_length")
     yield math.isqrt(tokens) * STRIDE if isinstance(tokens, int) else None
 

@@ -211,7 +211,7 @@ def _fuse_tower(raw: Raw, config: VisionConfig, fused: dict[str, mx.array]) -> N
     for name in ("conv", "depthwise"):
         kernel = _mobile_one(raw, f"{stem}.{name}")
         put(f"{stem}.{name}", kernel.weight, kernel.bias)
-    kernel = _mobile_one(raw, f"{stem}.pointwise")
+    kernel = _mobile_one(raw, f"{stem}.pointwise", skip=True)
     put(f"{stem}.pointwise", kernel.weight.flatten(1), kernel.bias)
 
     for index, dim in enumerate(config.dims):
@@ -220,7 +220,7 @@ def _fuse_tower(raw: Raw, config: VisionConfig, fused: dict[str, mx.array]) -> N
             step, times = f"{stage}.downsample", dim // config.dims[index - 1]
             kernel = _residues_first(_large_kernel(raw, f"{step}.depthwise"), times)
             put(f"{step}.depthwise", kernel.weight, kernel.bias)
-            kernel = _mobile_one(raw, f"{step}.pointwise")
+            kernel = _mobile_one(raw, f"{step}.pointwise", skip=True)
             columns = [kernel.weight.flatten(1)[:, first::times] for first in range(times)]
             put(f"{step}.pointwise", mx.concatenate(columns, axis=1), kernel.bias)
         if index >= config.attention_from:
@@ -245,35 +245,35 @@ def _fuse_tower(raw: Raw, config: VisionConfig, fused: dict[str, mx.array]) -> N
             put(f"{block}.ffn.fc1", fc1, raw.float(f"{block}.ffn.fc1.bias") + fc1 @ norm.shift)
             put(f"{block}.ffn.fc2", fc2 * scale[:, None], raw.float(f"{block}.ffn.fc2.bias") * scale)
 
-    kernel = _residues_first(_mobile_one(raw, "vision.expand.depthwise"), 2)
+    kernel = _residues_first(_mobile_one(raw, "vision.expand.depthwise", scale=True), 2)
     put("vision.expand.depthwise", kernel.weight, kernel.bias)
     for name in ("vision.expand.squeeze", "vision.expand.excite"):
         put(name, raw.matrix(name), raw.float(f"{name}.bias"))
 
 
-def _mobile_one(raw: Raw, name: str) -> Kernel:
+def _mobile_one(raw: Raw, name: str, *, scale: bool = False, skip: bool = False) -> Kernel:
+    """`scale` and `skip`: branches that FastViTHD has here; a checkpoint without them is incomplete."""
     if raw.has(f"{name}.weight"):
         return raw.kernel(name)
     branches = max(1, raw.count(rf"{re.escape(name)}\.kxk\.(\d+)\."))
     return reparam.mobile_one(
         [raw.folded(f"{name}.kxk.{branch}") for branch in range(branches)],
-        raw.folded(f"{name}.scale") if raw.has(f"{name}.scale.conv.weight") else None,
-        raw.norm(f"{name}.skip") if raw.has(f"{name}.skip.weight") else None,
+        raw.folded(f"{name}.scale") if scale or raw.has(f"{name}.scale.conv.weight") else None,
+        raw.norm(f"{name}.skip") if skip or raw.has(f"{name}.skip.weight") else None,
     )
 
 
 def _large_kernel(raw: Raw, name: str) -> Kernel:
     if raw.has(f"{name}.weight"):
         return raw.kernel(name)
-    small = raw.folded(f"{name}.small") if raw.has(f"{name}.small.conv.weight") else None
-    return reparam.large_kernel(raw.folded(f"{name}.large"), small)
+    return reparam.large_kernel(raw.folded(f"{name}.large"), raw.folded(f"{name}.small"))
 
 
 def _rep_mixer(raw: Raw, name: str) -> Kernel:
     if raw.has(f"{name}.weight") or not raw.has(f"{name}.layer_scale"):
         return raw.kernel(name)
     return reparam.rep_mixer(
-        _mobile_one(raw, f"{name}.mixer"),
+        _mobile_one(raw, f"{name}.mixer", scale=True, skip=True),
         raw.norm(f"{name}.norm.skip"),
         raw.float(f"{name}.layer_scale").flatten(),
     )

@@ -84,8 +84,8 @@ def rep_mixer(mixer: Kernel, norm: BatchNorm, layer_scale: mx.array) -> Kernel:
     return identity(channels, size, per_group) + (mixer + skip).scaled(layer_scale)
 
 
-def large_kernel(large: Kernel, small: Kernel | None) -> Kernel:
-    return large if small is None else large + padded(small, large.weight.shape[1])
+def large_kernel(large: Kernel, small: Kernel) -> Kernel:
+    return large + padded(small, large.weight.shape[1])
 
 
 def positional(conv: Kernel) -> Kernel:

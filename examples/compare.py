@@ -3,7 +3,6 @@
 import sys
 
 import fastvlm_mlx
-from fastvlm_mlx import Sampling
 
 model, first, second = sys.argv[1:]
 vlm = fastvlm_mlx.load(model)
@@ -12,5 +11,5 @@ prompt = vlm.prompt(
     images=[first, second],
     system="Answer in one sentence.",
 )
-answer = vlm.generate(prompt, max_tokens=48, sampling=Sampling(temperature=0.7, top_p=0.9, seed=1))
+answer = vlm.generate(prompt, max_tokens=48, temperature=0.7, top_p=0.9, seed=1)
 print(answer.text)

@@ -138,13 +138,19 @@ def generate(
     check_options(image_size or STRIDE, image_mode or "pad")
     pictures = [open_image(fetch(source), reference=reference) for source in sources]
 
-    from .sampling import Sampling
-
-    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-
     from . import vlm as runtime
     from .generate import collect
+    from .sampling import Options, Sampling
 
+    sampling: Options = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    Sampling(**sampling)  # says what is wrong with them before a model is loaded
     vlm = runtime.load(model, dtype, revision=revision)
     question = vlm.prompt(
         prompt or DEFAULT_QUESTION,
@@ -154,7 +160,7 @@ def generate(
         image_mode=image_mode,
         reference=reference,
     )
-    events = vlm.stream(question, max_tokens=max_tokens, sampling=sampling)
+    events = vlm.stream(question, max_tokens=max_tokens, **sampling)
     answer = collect(events if as_json else _printed(events))
     if as_json:
         print_line(json.dumps(_as_dict(answer, model), ensure_ascii=False))

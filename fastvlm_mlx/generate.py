@@ -28,6 +28,10 @@ class Prefilled:
     image_tokens: int
     text_tokens: int
 
+    @property
+    def tokens(self) -> int:
+        return self.image_tokens + self.text_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Token:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import TypedDict
 
 import mlx.core as mx
 
@@ -36,6 +37,17 @@ class Sampling:
         ):
             if not good:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {wanted}")
+
+
+class Options(TypedDict, total=False):
+    """`Sampling`'s fields as keywords."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
 
 
 class Sampler:

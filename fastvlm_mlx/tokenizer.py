@@ -138,12 +138,18 @@ def _read_parts(directory: Path, config: dict[str, Any]) -> _Tables:
     if lines[0].startswith("#version"):  # other lines with "#" are merges
         lines[0] = ""
     entries: list[Any] = []
-    for i, entry in (config.get("added_tokens_decoder") or {}).items():
+    decoder, additional = (
+        config.get("added_tokens_decoder") or {},
+        config.get("additional_special_tokens") or [],
+    )
+    if not isinstance(decoder, dict) or not isinstance(additional, list):
+        raise _bad(directory / "tokenizer_config.json", "its added tokens are not of the kind Qwen2's are")
+    for i, entry in decoder.items():
         flagged = isinstance(entry, dict) and i.isdecimal()
         entries.append({**entry, "id": int(i)} if flagged else {i: entry})
     if (added_file := directory / "added_tokens.json").is_file():
         # It has no flags: as in HF, a token is special if the configuration has a role for it.
-        named = [config.get(role) for role in _ROLES] + (config.get("additional_special_tokens") or [])
+        named = [*map(config.get, _ROLES), *additional]
         special = {_content(token) for token in named}
         entries += [
             {"id": i, "content": token, "special": token in special}

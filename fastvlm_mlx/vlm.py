@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -15,8 +16,11 @@ from .errors import ConfigError, ImageError
 from .generate import Answer, Event
 from .models.fastvlm import FastVLM
 from .prompt import Prompt, assemble, render
-from .sampling import Sampling
+from .sampling import Options, Sampling
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing.Unpack came with Python 3.11
 
 Image = image.Source | mx.array
 
@@ -84,9 +88,13 @@ class VLM:
         return self.model.language.logits(hidden)[0]
 
     def stream(
-        self, prompt: Prompt | str, *, max_tokens: int = 512, sampling: Sampling | None = None
+        self, prompt: Prompt | str, *, max_tokens: int = 512, **sampling: Unpack[Options]
     ) -> Iterator[Event]:
-        """Events as they happen: `Prefilled`, a `Token` each, `Finished`. Greedy unless told otherwise."""
+        """Events as they happen: `Prefilled`, a `Token` each, `Finished`.
+
+        Greedy unless told otherwise by the fields of `Sampling`: temperature, top_p, top_k, min_p,
+        repetition_penalty, seed.
+        """
         return generate.stream(
             self.model,
             self.tokenizer,
@@ -94,14 +102,12 @@ class VLM:
             stop_ids=self.config.eos_token_ids,
             context=self.config.text.context,
             max_tokens=max_tokens,
-            sampling=sampling or Sampling(),
+            sampling=Sampling(**sampling),
         )
 
-    def generate(
-        self, prompt: Prompt | str, *, max_tokens: int = 512, sampling: Sampling | None = None
-    ) -> Answer:
-        """The whole answer with its timings."""
-        return generate.collect(self.stream(prompt, max_tokens=max_tokens, sampling=sampling))
+    def generate(self, prompt: Prompt | str, *, max_tokens: int = 512, **sampling: Unpack[Options]) -> Answer:
+        """The whole answer with its timings; takes what `stream` takes."""
+        return generate.collect(self.stream(prompt, max_tokens=max_tokens, **sampling))
 
 
 def _pixels(source: Image, size: int, mode: str, reference: bool) -> mx.array:

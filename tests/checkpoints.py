@@ -290,6 +290,12 @@ VARIANTS: dict[str, Variant] = {
     "hf-tied-inside": Variant(
         "hf-timm-unfused", "tied", text_saying(saying(tie_word_embeddings=True)), without_head
     ),
+    "hf-tied-inside-with-a-stored-head": Variant(
+        "hf-timm-unfused",
+        "tied",
+        text_saying(saying(tie_word_embeddings=True)),
+        lambda w: w | {"lm_head.weight": mx.full((576, 64), 0.5)},
+    ),
     # transformers
     "hf-fused": Variant("hf-timm-unfused", weights=timm_fused),
     "hf-of-transformers-4": Variant("hf-timm-unfused", config=as_transformers_4, weights=timm_fused),

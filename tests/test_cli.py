@@ -215,7 +215,7 @@ def test_a_repetition_penalty_changes_the_answer(ask: Run) -> None:
 
 def test_a_question_without_a_picture_is_answered(ask_json: Callable[..., dict[str, object]]) -> None:
     answer = ask_json("-p", "What is 3+4?")
-    assert (answer["image_tokens"], answer["vision_s"] < 0.05, answer["tokens"]) == (0, True, 12)
+    assert (answer["image_tokens"], answer["tokens"]) == (0, 12)
 
 
 def test_pictures_are_arguments_or_options_in_order(ask: Run) -> None:
@@ -410,8 +410,9 @@ def test_the_licence_travels_with_a_notice(run: Run, tmp_path: Path) -> None:
 
 def test_without_a_licence_none_is_claimed(run: Run, tmp_path: Path) -> None:
     done = run("convert", MODEL, "-o", tmp_path / "out")
-    assert "licen" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8").lower()
-    assert "licen" not in done.err.lower()
+    for text in (done.err, (tmp_path / "out" / "README.md").read_text(encoding="utf-8")):
+        assert "licensed for research" not in text
+        assert "license:" not in text
 
 
 # --- doctor ---

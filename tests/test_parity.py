@@ -10,10 +10,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import LAYOUT_OF, PACKINGS, VARIANTS, build, golden, stored
-from fastvlm_mlx.convert.translate import translate
 
 import fastvlm_mlx
 from fastvlm_mlx import VLM, Picture, Prompt, Text, checkpoint
+from fastvlm_mlx.convert.translate import translate
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.models.fastvlm import FastVLM
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from fastvlm_mlx.convert.doctor import Finding, Report, examine, folded
-from fastvlm_mlx.convert.translate import translate
 
 from fastvlm_mlx import checkpoint
+from fastvlm_mlx.convert.doctor import Finding, Report, examine, folded
+from fastvlm_mlx.convert.translate import translate
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.tokenizer import Tokenizer
 

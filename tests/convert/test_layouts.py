@@ -14,6 +14,9 @@ import checkpoints
 import mlx.core as mx
 import pytest
 from checkpoints import APPLE_TOWER, GOLDEN, PACKINGS, mlx_vlm_name, mlx_vlm_shape, timm_name
+
+from fastvlm_mlx import checkpoint
+from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.convert.layouts import (
     APPLE_APP,
     APPLE_LLAVA,
@@ -25,9 +28,6 @@ from fastvlm_mlx.convert.layouts import (
     rename,
 )
 from fastvlm_mlx.convert.translate import from_stored
-
-from fastvlm_mlx import checkpoint
-from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.models.fastvlm import FastVLM
 from fastvlm_mlx.tokenizer import Tokenizer
@@ -285,10 +285,23 @@ def test_a_key_without_a_rule_is_an_error_that_names_it(key: str) -> None:
     assert "doctor" in str(caught.value)
 
 
-def test_a_tensor_that_only_a_spare_row_takes_is_an_error_that_names_it(tokenizer: Tokenizer) -> None:
-    case, key = CASES["apple-llava 0.5b"], f"{APPLE_TOWER}network.0.0.token_mixer.qkv.weight"
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("network.0.0.token_mixer.proj.bias", (96,)),
+        ("network.0.0.token_mixer.norm.rbr_scale.bn.weight", (96,)),
+        ("network.7.0.token_mixer.reparam_conv.weight", (768, 1, 3, 3)),
+        ("network.10.0.layer_scale", (1536, 1, 1)),
+        ("patch_embed.0.rbr_skip.weight", (96,)),
+        ("conv_exp.rbr_scale.conv.weight", (3072, 1, 1, 1)),
+    ],
+)
+def test_a_tensor_that_has_a_row_but_no_place_is_an_error_that_names_it(
+    key: str, shape: tuple[int, ...], tokenizer: Tokenizer
+) -> None:
+    case, key = CASES["apple-llava 0.5b"], APPLE_TOWER + key
     with pytest.raises(CheckpointError, match=re.escape(repr(key))):
-        from_stored(case.layout, lazy(case.shapes | {key: (288, 96)}), case.config(), HERE, tokenizer)
+        from_stored(case.layout, lazy(case.shapes | {key: shape}), case.config(), HERE, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["apple-llava 0.5b", "hf-timm 0.5b", "mlx-vlm 0.5b"])

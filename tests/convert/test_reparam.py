@@ -11,10 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from fastvlm_mlx.convert import reparam
-from fastvlm_mlx.convert.reparam import BatchNorm, Kernel
 
 from fastvlm_mlx.config import TextConfig, VisionConfig
+from fastvlm_mlx.convert import reparam
+from fastvlm_mlx.convert.reparam import BatchNorm, Kernel
 from fastvlm_mlx.kernels import gelu, swiglu
 from fastvlm_mlx.models import vision
 from fastvlm_mlx.models.qwen2 import Qwen2

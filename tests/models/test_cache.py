@@ -1,0 +1,143 @@
+"""A decoder that remembers says what one that reads everything again says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from fastvlm_mlx.config import TextConfig
+from fastvlm_mlx.models.cache import KVCache
+from fastvlm_mlx.models.qwen2 import Qwen2
+
+ErrorOf = Callable[[Any, Any], float]
+
+
+def keys_and_values(length: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> tuple[mx.array, mx.array]:
+    k, v = mx.random.normal((2, 1, 2, length, 8), key=mx.random.key(seed)).astype(dtype)
+    return k, v
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1],
+        [255, 1],
+        [256, 1],
+        [257],
+        [1] * 300,
+        [250, 12],
+        [100, 200, 300],
+        [512, 1],
+        [1, 1000],
+        [256, 256, 256],
+    ],
+    ids=lambda lengths: "+".join(map(str, lengths)) if len(lengths) < 9 else f"{len(lengths)} ones",
+)
+def test_what_was_put_in_comes_out_in_order(lengths: list[int]) -> None:
+    keys, values = keys_and_values(sum(lengths))
+    cache = KVCache()
+    for start, end in zip([0, *accumulate(lengths)], accumulate(lengths), strict=False):
+        k, v = cache.extend(keys[:, :, start:end], values[:, :, start:end])
+        assert cache.offset == end
+        assert mx.array_equal(k, keys[:, :, :end])
+        assert mx.array_equal(v, values[:, :, :end])
+
+
+@pytest.mark.parametrize(
+    ("positions", "held"), [(1, 256), (256, 256), (257, 512), (512, 512), (513, 768), (1000, 1024)]
+)
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_room_grows_by_steps_of_256(positions: int, held: int, one_by_one: bool) -> None:
+    keys, values = keys_and_values(positions)
+    cache = KVCache()
+    for start in range(0, positions, 1 if one_by_one else positions):
+        end = start + 1 if one_by_one else positions
+        cache.extend(keys[:, :, start:end], values[:, :, start:end])
+    assert [array.shape[2] for array in cache.arrays] == [held, held]
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+def test_types_are_kept(dtype: mx.Dtype) -> None:
+    cache = KVCache()
+    for length in (3, 300):
+        k, v = cache.extend(*keys_and_values(length, dtype=dtype))
+        assert k.dtype == v.dtype == dtype
+
+
+def test_a_new_cache_holds_nothing() -> None:
+    assert (KVCache().offset, KVCache().arrays) == (0, [])
+
+
+def test_what_was_handed_out_is_not_written_over() -> None:
+    cache = KVCache()
+    k, v = keys_and_values(2)
+    early, _ = cache.extend(k[:, :, :1], v[:, :, :1])
+    mx.eval(early)
+    cache.extend(k[:, :, 1:], v[:, :, 1:])
+    assert mx.array_equal(early, k[:, :, :1])
+
+
+# --- in the decoder ---
+
+LENGTH = 300  # crosses the first step
+
+
+@pytest.fixture(scope="module")
+def language() -> Qwen2:
+    language = Qwen2(TextConfig(32, 2, 4, 2, 64, 50, tied=True))
+    keys = mx.random.split(mx.random.key(1), 50)
+    names = tree_flatten(language.parameters())
+    language.load_weights(
+        [(name, mx.random.normal(a.shape, key=key) / 3) for (name, a), key in zip(names, keys, strict=False)]
+    )
+    return language
+
+
+@pytest.fixture(scope="module")
+def rows() -> mx.array:
+    return mx.random.normal((1, LENGTH, 32), key=mx.random.key(2))
+
+
+@pytest.fixture(scope="module")
+def whole(language: Qwen2, rows: mx.array) -> mx.array:
+    return language(rows, language.new_caches())
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64, 255, 256, 257, 299, 512])
+def test_reading_in_chunks_equals_reading_at_once(
+    chunk: int, language: Qwen2, rows: mx.array, whole: mx.array, relative_error: ErrorOf
+) -> None:
+    caches = language.new_caches()
+    pieces = [language(rows[:, start : start + chunk], caches) for start in range(0, LENGTH, chunk)]
+    assert {cache.offset for cache in caches} == {LENGTH}
+    assert relative_error(mx.concatenate(pieces, axis=1), whole) <= 1e-5
+
+
+def test_a_position_sees_only_what_came_before(language: Qwen2, rows: mx.array, whole: mx.array) -> None:
+    changed = mx.concatenate([rows[:, :200], -rows[:, 200:]], axis=1)
+    found = language(changed, language.new_caches())
+    assert mx.allclose(found[:, :200], whole[:, :200], atol=1e-5)
+    assert not mx.allclose(found[:, 200:], whole[:, 200:], atol=1e-2)
+
+
+def test_decoding_with_the_cache_equals_recomputing(language: Qwen2, rows: mx.array) -> None:
+    """Greedy over the 256 step: from 250 positions to 270."""
+    caches = language.new_caches()
+    remembered, recomputed = rows[:, :250], rows[:, :250]
+    for _ in range(20):
+        token = language.logits(language(remembered, caches)[:, -1]).argmax(-1)
+        again = language.logits(language(recomputed, language.new_caches())[:, -1]).argmax(-1)
+        assert token.item() == again.item()
+        remembered = language.embedding(token)[None]
+        recomputed = mx.concatenate([recomputed, remembered], axis=1)
+    assert {cache.offset for cache in caches} == {269}
+
+
+def test_one_cache_too_few_is_an_error(language: Qwen2, rows: mx.array) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        language(rows, language.new_caches()[:1])
