@@ -64,6 +64,9 @@ class Raw:
     def has(self, name: str) -> bool:
         return name in self._left
 
+    def has_under(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self._left)
+
     def take(self, name: str) -> mx.array:
         if name not in self._left:
             raise CheckpointError(
@@ -78,7 +81,8 @@ class Raw:
         return tuple(array.shape)
 
     def float(self, name: str) -> mx.array:
-        return self.take(name).astype(mx.float32)
+        """In float64, so that a fused weight is rounded once, at the end."""
+        return self.take(name).astype(mx.float64)
 
     def maybe(self, name: str) -> mx.array | None:
         return self._left.pop(name, None)
@@ -94,10 +98,10 @@ class Raw:
     def folded(self, name: str) -> Kernel:
         return reparam.fold(self.float(f"{name}.conv.weight"), self.norm(f"{name}.bn"))
 
-    def linear(self, name: str) -> Linear:
+    def linear(self, name: str, *, bias: bool) -> Linear:
         weight, scales = self.take(f"{name}.weight"), self.maybe(f"{name}.scales")
         biases = self.take(f"{name}.biases") if scales is not None else None
-        return Linear(weight, self.maybe(f"{name}.bias"), scales, biases)
+        return Linear(weight, self.take(f"{name}.bias") if bias else None, scales, biases)
 
     def matrix(self, name: str) -> mx.array:
         """A 1×1 convolution's weight, or a matrix's, as (out, in)."""
@@ -137,25 +141,29 @@ def fuse(weights: RawWeights, layout: Layout, text: TextConfig, where: Path) -> 
             quantization[name] = how
 
     _fuse_tower(raw, vision, fused)
-    put("projector.fc1", raw.linear("projector.fc1"), vision.feature_dim)
-    put("projector.fc2", raw.linear("projector.fc2"), text.hidden_size)
-    put("language.embedding", raw.linear("language.embedding"), text.hidden_size)
+    put("projector.fc1", raw.linear("projector.fc1", bias=True), vision.feature_dim)
+    put("projector.fc2", raw.linear("projector.fc2", bias=True), text.hidden_size)
+    put("language.embedding", raw.linear("language.embedding", bias=False), text.hidden_size)
     for index in range(text.layers):
         layer, width = f"language.layers.{index}", text.hidden_size
         fused[f"{layer}.attention_norm.weight"] = raw.take(f"{layer}.attention_norm.weight")
-        q, k, v = (raw.linear(f"{layer}.attention.{x}") for x in "qkv")
+        q, k, v = (raw.linear(f"{layer}.attention.{x}", bias=True) for x in "qkv")
         put(f"{layer}.attention.qkv", _joined((q, k, v), width), width)
-        put(f"{layer}.attention.out", raw.linear(f"{layer}.attention.out"), text.heads * text.head_dim)
+        put(
+            f"{layer}.attention.out",
+            raw.linear(f"{layer}.attention.out", bias=False),
+            text.heads * text.head_dim,
+        )
         fused[f"{layer}.mlp_norm.weight"] = raw.take(f"{layer}.mlp_norm.weight")
-        gate, up = (raw.linear(f"{layer}.mlp.{x}") for x in ("gate", "up"))
+        gate, up = (raw.linear(f"{layer}.mlp.{x}", bias=False) for x in ("gate", "up"))
         put(f"{layer}.mlp.gate_up", _joined((gate, up), width), width)
-        put(f"{layer}.mlp.down", raw.linear(f"{layer}.mlp.down"), text.intermediate_size)
+        put(f"{layer}.mlp.down", raw.linear(f"{layer}.mlp.down", bias=False), text.intermediate_size)
     fused["language.norm.weight"] = raw.take("language.norm.weight")
     if text.tied:
         for part in ("weight", "scales", "biases"):
             raw.maybe(f"language.head.{part}")  # stored by some, ignored by the reference
     else:
-        put("language.head", raw.linear("language.head"), text.hidden_size)
+        put("language.head", raw.linear("language.head", bias=False), text.hidden_size)
     raw.finish()
     return Fused(vision, FusedWeights(fused), quantization)
 
@@ -188,7 +196,12 @@ def _vision_config(raw: Raw, where: Path) -> VisionConfig:
         )
     dims = tuple(raw.shape(f"{blocks}.0.ffn.fc2.weight")[0] for blocks in stages)
     ratio = raw.shape(f"{stages[0]}.0.ffn.fc1.weight")[0] // dims[0]
-    attention = [raw.has(f"{blocks}.0.attention.qkv.weight") for blocks in stages]
+    attention = [raw.has_under(f"{blocks}.0.attention.") for blocks in stages]
+    if attention != sorted(attention):
+        raise CheckpointError(
+            f"{where}: a stage of the vision tower with attention comes before one without, and FastViTHD's come "
+            f"last; run `fastvlm-mlx doctor {where}`"
+        )
     squeeze = 2 * dims[-1] // raw.shape("vision.expand.squeeze.weight")[0]
     for narrow, wide in pairwise(dims):
         if wide % narrow:
@@ -196,16 +209,14 @@ def _vision_config(raw: Raw, where: Path) -> VisionConfig:
                 f"{where}: a stage of {wide} channels follows one of {narrow}, which is no multiple; "
                 "FastViTHD's stages widen by whole factors"
             )
-    return VisionConfig(
-        layers, dims, ratio, attention.index(True) if any(attention) else STAGES, squeeze=squeeze
-    )
+    return VisionConfig(layers, dims, ratio, STAGES - sum(attention), squeeze=squeeze)
 
 
 def _fuse_tower(raw: Raw, config: VisionConfig, fused: dict[str, mx.array]) -> None:
     def put(name: str, weight: mx.array, bias: mx.array | None) -> None:
-        fused[f"{name}.weight"] = weight
+        fused[f"{name}.weight"] = weight.astype(mx.float32)
         if bias is not None:
-            fused[f"{name}.bias"] = bias
+            fused[f"{name}.bias"] = bias.astype(mx.float32)
 
     stem = "vision.stem"
     for name in ("conv", "depthwise"):
@@ -225,8 +236,8 @@ def _fuse_tower(raw: Raw, config: VisionConfig, fused: dict[str, mx.array]) -> N
             put(f"{step}.pointwise", mx.concatenate(columns, axis=1), kernel.bias)
         if index >= config.attention_from:
             name = f"{stage}.position"
-            fused_already = raw.has(f"{name}.weight")
-            kernel = raw.kernel(name) if fused_already else reparam.positional(raw.kernel(f"{name}.conv"))
+            trained = raw.has_under(f"{name}.conv.")
+            kernel = reparam.positional(raw.kernel(f"{name}.conv")) if trained else raw.kernel(name)
             put(name, kernel.weight, kernel.bias)
         for number in range(config.layers[index]):
             block = f"{stage}.blocks.{number}"
@@ -253,9 +264,9 @@ def _fuse_tower(raw: Raw, config: VisionConfig, fused: dict[str, mx.array]) -> N
 
 def _mobile_one(raw: Raw, name: str, *, scale: bool = False, skip: bool = False) -> Kernel:
     """`scale` and `skip`: branches that FastViTHD has here; a checkpoint without them is incomplete."""
-    if raw.has(f"{name}.weight"):
+    branches = raw.count(rf"{re.escape(name)}\.kxk\.(\d+)\.")
+    if not branches:
         return raw.kernel(name)
-    branches = max(1, raw.count(rf"{re.escape(name)}\.kxk\.(\d+)\."))
     return reparam.mobile_one(
         [raw.folded(f"{name}.kxk.{branch}") for branch in range(branches)],
         raw.folded(f"{name}.scale") if scale or raw.has(f"{name}.scale.conv.weight") else None,
@@ -264,13 +275,13 @@ def _mobile_one(raw: Raw, name: str, *, scale: bool = False, skip: bool = False)
 
 
 def _large_kernel(raw: Raw, name: str) -> Kernel:
-    if raw.has(f"{name}.weight"):
+    if not raw.has_under(f"{name}.large."):
         return raw.kernel(name)
     return reparam.large_kernel(raw.folded(f"{name}.large"), raw.folded(f"{name}.small"))
 
 
 def _rep_mixer(raw: Raw, name: str) -> Kernel:
-    if raw.has(f"{name}.weight") or not raw.has(f"{name}.layer_scale"):
+    if not raw.has_under(f"{name}.mixer."):
         return raw.kernel(name)
     return reparam.rep_mixer(
         _mobile_one(raw, f"{name}.mixer", scale=True, skip=True),
@@ -291,11 +302,12 @@ def _residues_first(kernel: Kernel, times: int) -> Kernel:
 def _attention(raw: Raw, block: str, dim: int, head_dim: int) -> list[tuple[str, mx.array, mx.array]]:
     gain, shift = raw.float(f"{block}.norm.weight"), raw.float(f"{block}.norm.bias")
     scale = raw.float(f"{block}.layer_scale_1").flatten()
-    query_scale = mx.where(mx.arange(3 * dim) < dim, head_dim**-0.5, 1.0)
-    qkv = raw.linear(f"{block}.attention.qkv").dense(dim).astype(mx.float32) * query_scale[:, None]
+    query_scale = mx.where(mx.arange(3 * dim) < dim, mx.array(head_dim**-0.5, mx.float64), 1)
+    qkv = raw.linear(f"{block}.attention.qkv", bias=False).dense(dim).astype(mx.float64)
+    qkv = qkv * query_scale[:, None]
     proj_bias = raw.float(f"{block}.attention.proj.bias")
-    proj = raw.linear(f"{block}.attention.proj")
+    proj = raw.linear(f"{block}.attention.proj", bias=False).dense(dim).astype(mx.float64)
     return [
         ("qkv", qkv * gain, qkv @ shift),
-        ("proj", proj.dense(dim).astype(mx.float32) * scale[:, None], proj_bias * scale),
+        ("proj", proj * scale[:, None], proj_bias * scale),
     ]

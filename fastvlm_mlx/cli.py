@@ -264,7 +264,7 @@ def doctor(
         body = dataclasses.asdict(report) | {"healthy": report.healthy}
         print_line(json.dumps(body, ensure_ascii=False, default=str))
     else:
-        from .convert.doctor import print_report
+        from .convert.report import print_report
 
         print_report(report)
     raise typer.Exit(0 if report.healthy else 1)

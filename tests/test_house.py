@@ -82,7 +82,7 @@ def test_the_converter_does_not_squat_a_common_name() -> None:
 
 
 def test_evaluation_happens_only_where_it_is_expected() -> None:
-    allowed = {"generate", "checkpoint", "tensorfile", "convert.doctor", "convert.verify"}
+    allowed = {"generate", "checkpoint", "tensorfile", "convert.inspection", "convert.verify"}
     for name, path in rooms():
         if name not in allowed:
             assert "mx.eval(" not in path.read_text(encoding="utf-8"), name

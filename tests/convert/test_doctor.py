@@ -14,7 +14,8 @@ import mlx.core as mx
 import pytest
 
 from fastvlm_mlx import checkpoint
-from fastvlm_mlx.convert.doctor import Finding, Report, examine, folded
+from fastvlm_mlx.convert.doctor import Finding, Report, examine
+from fastvlm_mlx.convert.inspection import folded
 from fastvlm_mlx.convert.translate import translate
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.tokenizer import Tokenizer
