@@ -291,7 +291,7 @@ def _rep_mixer(raw: Raw, name: str) -> Kernel:
 
 
 def _residues_first(kernel: Kernel, times: int) -> Kernel:
-    """Outputs 0, m, 2m, … then 1, m+1, …: what `WideningConv` holds."""
+    """Outputs 0, m, 2m, … then 1, m+1, …: what `DepthwiseConv` holds."""
     weight, bias = (
         mx.concatenate([part[first::times] for first in range(times)])
         for part in (kernel.weight, kernel.bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -51,9 +52,9 @@ def _print(console: Console, label: Text, body: str, style: str = "") -> None:
     """The body beside its label, and further lines of it beneath its first. A long name stays whole."""
     from rich.text import Text
 
-    text, beside = Text(body, style), label.cell_len
-    width = max(20, console.width - beside)
-    lines = text.wrap(console, width, overflow="ignore") if console.is_terminal else [text]
-    for number, line in enumerate(lines):
-        line.rstrip()
-        console.print(Text(" " * beside) + line if number else label + line, soft_wrap=True)
+    lines, room = [body], max(20, console.width - label.cell_len)
+    if console.is_terminal:
+        lines = textwrap.wrap(body, room, break_long_words=False, break_on_hyphens=False)
+    for line in lines:
+        console.print(Text.assemble(label, (line, style)), soft_wrap=True)
+        label = Text(" " * label.cell_len)

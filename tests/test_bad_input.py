@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +33,12 @@ from checkpoints import APPLE_TOWER, GOLDEN, Config, Variant, Weights, golden, s
 from PIL import Image
 
 from fastvlm_mlx import cli
+from fastvlm_mlx.convert.run import convert
 
 PICTURE = GOLDEN / "images" / "tall.png"
 MODEL = golden("apple-fused")
 COMMAND = (sys.executable, "-W", "error", "-m", "fastvlm_mlx")
 NOBODY = 65534
-FILLED = "out-before-me"
 
 Snapshot = dict[str, tuple[int, int, str]]
 
@@ -104,14 +103,17 @@ def assert_refused(done: Ran, names: str, repair: str, code: int = 1) -> None:
     assert re.search(repair, lines[0]), lines[0]
 
 
-def in_a_process(*arguments: object, before: Callable[[], None] | None = None, **environment: str) -> Ran:
+def in_a_process(*arguments: object, **environment: str) -> Ran:
+    return completed(COMMAND, *arguments, **environment)
+
+
+def completed(command: Sequence[str], *arguments: object, **environment: str) -> Ran:
     done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        preexec_fn=before,  # noqa: PLW1509
         env=clean_environment() | environment,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
@@ -119,6 +121,19 @@ def in_a_process(*arguments: object, before: Callable[[], None] | None = None, *
 
 def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in (cli.MODEL_VARIABLE, "HF_TOKEN", "HF_HOME")}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint as `convert` writes it."""
+    out = tmp_path_factory.mktemp("converted") / "out"
+    convert(MODEL, out)
+    return out
+
+
+def question(*options: object) -> Make:
+    """About a good picture to a good model."""
+    return lambda at: ["generate", PICTURE, "-m", MODEL, *options]
 
 
 # --- pictures ---
@@ -276,6 +291,15 @@ def no_tokenizer(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def config_is_a_directory(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+
+
+def index_without_a_map(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
 def empty_directory(at: Path) -> list[object]:
     (at / "hollow").mkdir()
     return ["generate", PICTURE, "-m", at / "hollow"]
@@ -288,7 +312,7 @@ def file_as_model(at: Path) -> list[object]:
 
 NORM = "model.norm.weight"
 FC1 = "model.mm_projector.0.weight"
-DOCTOR = r"run `fastvlm-mlx doctor \S*damaged`"
+DOCTOR = r"[Rr]un `fastvlm-mlx doctor \S*damaged`"
 
 MODELS = {
     "no such path": Case(
@@ -313,18 +337,14 @@ MODELS = {
         file_changed("config.json", lambda content: b"[1, 2]"), r"config\.json", "download it again"
     ),
     "config.json is a directory": Case(
-        variant(
-            files=lambda folder: (
-                [(folder / "config.json").unlink(), (folder / "config.json").mkdir()] and None
-            )
-        ),
+        variant(files=config_is_a_directory),
         r"config\.json",
         "download it again",
     ),
     "config.json with a value of the wrong kind": Case(
         variant(saying(hidden_size="64")), r"config\.json.*hidden_size", "take it from the original"
     ),
-    "config.json with a text_config that is a list": Case(
+    "config.json with a list for a section": Case(
         variant(saying(vision_config=[1, 2])), r"config\.json.*vision_config", "correct|download|original"
     ),
     "unknown model_type": Case(
@@ -337,7 +357,7 @@ MODELS = {
     "another architecture": Case(
         variant(saying(rope_scaling={"type": "linear", "factor": 2})),
         r"config\.json.*rope_scaling",
-        "only None",
+        "give|use|correct|original",
     ),
     "more layers than tensors": Case(variant(saying(num_hidden_layers=3)), r"damaged.*layers\.2", DOCTOR),
     "fewer layers than tensors": Case(variant(saying(num_hidden_layers=1)), r"damaged.*layers\.1", DOCTOR),
@@ -364,6 +384,16 @@ MODELS = {
         variant(
             weights=lambda w: {
                 k: v.flatten() if k == f"{APPLE_TOWER}patch_embed.0.reparam_conv.weight" else v
+                for k, v in w.items()
+            }
+        ),
+        "damaged",
+        DOCTOR,
+    ),
+    "a number where a vector belongs": Case(
+        variant(
+            weights=lambda w: {
+                k: v[:1] if k == f"{APPLE_TOWER}network.0.0.convffn.conv.bn.running_var" else v
                 for k, v in w.items()
             }
         ),
@@ -416,9 +446,7 @@ MODELS = {
         "download it again",
     ),
     "an index without a map": Case(
-        variant(
-            files=lambda folder: (folder / "model.safetensors.index.json").write_text("{}") and None, shards=2
-        ),
+        variant(files=index_without_a_map, shards=2),
         r"damaged/model\.safetensors\.index\.json",
         "download it again",
     ),
@@ -426,12 +454,7 @@ MODELS = {
         variant(files=checkpoints.losing("model.safetensors")), "damaged", "download it again"
     ),
     "an unknown layout": Case(
-        variant(weights=renamed("net.")), r"damaged.*net\.", r"known here \(apple-llava"
-    ),
-    "a key without a rule": Case(
-        variant(weights=lambda w: w | {"model.layers.0.self_attn.q_norm.weight": mx.zeros((2,))}),
-        r"damaged.*q_norm",
-        rf"[Rr]{DOCTOR[1:]}",
+        variant(weights=renamed("net.")), r"damaged.*net\.", "give a|use the|run `fastvlm-mlx doctor"
     ),
     "a Qwen2 alone": Case(
         variant(weights=language_alone), "damaged.*language model alone", "give a FastVLM checkpoint"
@@ -467,78 +490,79 @@ MODELS = {
     ),
 }
 
-CANONICAL = {
-    "a newer format": Case(
-        lambda at: canonical(at, saying(format_version=99)),
-        r"config\.json.*99",
-        "upgrade with `pip install -U",
-    ),
-    "an unknown key": Case(
-        lambda at: canonical(at, saying(audio={})), r"config\.json.*'audio'", "remove it, or upgrade"
-    ),
-    "a missing key": Case(
-        lambda at: canonical(at, saying(text=...)), r"config\.json.*'text'", "convert the checkpoint again"
-    ),
-    "3.5 bits": Case(
-        lambda at: canonical(at, packed(bits=3.5)),
-        r"config\.json.*bits.*3\.5",
-        "convert the checkpoint again",
-    ),
-    "7 bits": Case(
-        lambda at: canonical(at, packed(bits=7)), r"config\.json.*7 bits", "choose one of|convert"
-    ),
-    "groups of 20": Case(
-        lambda at: canonical(at, packed(group_size=20)),
-        r"config\.json.*group.size 20",
-        "choose one of|convert",
-    ),
-    "a tensor is missing": Case(
-        lambda at: canonical(
-            at, weights=lambda w: {k: v for k, v in w.items() if k != "language.norm.weight"}
-        ),
-        r"damaged.*language\.norm\.weight",
-        DOCTOR,
-    ),
-    "a tensor too many": Case(
-        lambda at: canonical(at, weights=lambda w: w | {"language.more.weight": mx.zeros((2,))}),
-        r"damaged.*language\.more",
-        DOCTOR,
-    ),
-    "a wrong shape": Case(
-        lambda at: canonical(at, weights=lambda w: w | {"language.norm.weight": mx.zeros((63,))}),
-        r"damaged.*language\.norm\.weight.*\(63,\)",
-        DOCTOR,
-    ),
-}
+
+def canonical(
+    config: Callable[[Config], Config] = lambda config: config,
+    weights: Callable[[Weights], Weights] = lambda weights: weights,
+) -> Make:
+    """A question to a converted checkpoint with something changed."""
+
+    def make(at: Path) -> list[object]:
+        convert(MODEL, at / "damaged")
+        file = at / "damaged" / "config.json"
+        file.write_text(json.dumps(config(json.loads(file.read_text()))))
+        checkpoints.write_weights(at / "damaged", weights(checkpoints.stored(at / "damaged")))
+        return ["generate", PICTURE, "-m", at / "damaged"]
+
+    return make
 
 
 def packed(**changes: object) -> Callable[[Config], Config]:
     return saying(quantization={"language.head": {"bits": 4, "group_size": 64} | changes})
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden checkpoint as `convert` writes it."""
-    out = tmp_path_factory.mktemp("converted") / "out"
-    assert in_a_process("convert", MODEL, "-o", out).code == 0
-    _CONVERTED.append(out)
-    return out
+def in_text(**changes: object) -> Callable[[Config], Config]:
+    return lambda config: config | {"text": config["text"] | changes}
 
 
-_CONVERTED: list[Path] = []
+def in_vision(**changes: object) -> Callable[[Config], Config]:
+    return lambda config: config | {"vision": config["vision"] | changes}
 
 
-def canonical(
-    at: Path,
-    config: Callable[[Config], Config] = lambda config: config,
-    weights: Callable[[Weights], Weights] = lambda weights: weights,
-) -> list[object]:
-    shutil.copytree(_CONVERTED[-1], at / "damaged")
-    file = at / "damaged" / "config.json"
-    file.write_text(json.dumps(config(json.loads(file.read_text()))))
-    changed = weights(checkpoints.stored(_CONVERTED[-1]))
-    mx.save_safetensors(str(at / "damaged" / "model.safetensors"), changed)
-    return ["generate", PICTURE, "-m", at / "damaged"]
+CANONICAL = {
+    "a newer format": Case(
+        canonical(saying(format_version=99)),
+        r"config\.json.*99",
+        "upgrade with `pip install -U",
+    ),
+    "an unknown key": Case(canonical(saying(audio={})), r"config\.json.*'audio'", "remove it, or upgrade"),
+    "a missing key": Case(
+        canonical(saying(text=...)), r"config\.json.*'text'", "convert the checkpoint again"
+    ),
+    "no heads": Case(canonical(in_text(heads=0)), r"config\.json.*heads", "convert the checkpoint again"),
+    "half the stages": Case(
+        canonical(in_vision(layers=[1, 2])), r"config\.json.*layers", "convert the checkpoint again"
+    ),
+    "a negative ratio": Case(
+        canonical(in_vision(mlp_ratio=-1)), r"config\.json.*mlp_ratio", "convert the checkpoint again"
+    ),
+    "3.5 bits": Case(
+        canonical(packed(bits=3.5)),
+        r"config\.json.*bits.*3\.5",
+        "convert the checkpoint again",
+    ),
+    "7 bits": Case(canonical(packed(bits=7)), r"config\.json.*7 bits", "choose one of|convert"),
+    "groups of 20": Case(
+        canonical(packed(group_size=20)),
+        r"config\.json.*group.size 20",
+        "choose one of|convert",
+    ),
+    "a tensor is missing": Case(
+        canonical(weights=lambda w: {k: v for k, v in w.items() if k != "language.norm.weight"}),
+        r"damaged.*language\.norm\.weight",
+        DOCTOR,
+    ),
+    "a tensor too many": Case(
+        canonical(weights=lambda w: w | {"language.more.weight": mx.zeros((2,))}),
+        r"damaged.*language\.more",
+        DOCTOR,
+    ),
+    "a wrong shape": Case(
+        canonical(weights=lambda w: w | {"language.norm.weight": mx.zeros((63,))}),
+        r"damaged.*language\.norm\.weight.*\(63,\)",
+        DOCTOR,
+    ),
+}
 
 
 # --- convert ---
@@ -629,11 +653,9 @@ CONVERSIONS = {
 QUESTIONS = {
     "no model": Case(lambda at: ["generate", PICTURE], "model", "--model 0.5b"),
     "nothing asked": Case(lambda at: ["generate", "-m", MODEL], "nothing to do", "--prompt"),
-    "an empty prompt": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "-p", " "], "--prompt", "ask something"
-    ),
+    "an empty prompt": Case(question("-p", " "), "--prompt", "ask something"),
     "fewer pictures than marks": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "-p", "<image> and <image>"],
+        question("-p", "<image> and <image>"),
         r"marks 2 place.*1 picture",
         "give one picture for each mark",
     ),
@@ -642,78 +664,56 @@ QUESTIONS = {
         r"marks 1 place.*2 picture",
         "give one picture for each mark",
     ),
-    "a mark in the system prompt": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--system", "<image>"], "system prompt", "user's text"
-    ),
+    "a mark in the system prompt": Case(question("--system", "<image>"), "system prompt", "user's text"),
     "image size 100": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--image-size", 100],
+        question("--image-size", 100),
         "image.size 100",
         "choose 64 or 128",
     ),
-    "image size -64": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--image-size", -64], "image.size -64", "choose 64"
-    ),
-    "image size 0": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--image-size", 0], "image.size 0", "choose 64"
-    ),
+    "image size -64": Case(question("--image-size", -64), "image.size -64", "choose 64"),
+    "image size 0": Case(question("--image-size", 0), "image.size 0", "choose 64"),
     "image size 1,000,000": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--image-size", 1_000_000],
+        question("--image-size", 1_000_000),
         "image.size",
         "choose 16384 or less",
     ),
     "unknown image mode": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--image-mode", "zoom"],
+        question("--image-mode", "zoom"),
         "image.mode 'zoom'",
         "choose one of pad",
     ),
     "unknown dtype": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--dtype", "int4"],
+        question("--dtype", "int4"),
         "dtype 'int4'",
         "choose one of float16",
     ),
     "temperature -1": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--temp", -1],
+        question("--temp", -1),
         r"temperature is -1",
         "must be 0 .* or more",
     ),
     "temperature nan": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--temp", "nan"],
+        question("--temp", "nan"),
         r"temperature is nan",
         "must be 0 .* or more",
     ),
-    "temperature hot": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--temp", "hot"], "--temperature", GENERATE_HELP, 2
-    ),
-    "top_p 0": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--top-p", 0], "top.p is 0", "above 0 and at most 1"
-    ),
-    "top_p 2": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--top-p", 2], "top.p is 2", "above 0 and at most 1"
-    ),
-    "top_k -1": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--top-k", -1], "top.k is -1", "0 .* or more"
-    ),
-    "min_p 2": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--min-p", 2], "min.p is 2", "from 0 .* to 1"
-    ),
+    "temperature hot": Case(question("--temp", "hot"), "--temperature", GENERATE_HELP, 2),
+    "top_p 0": Case(question("--top-p", 0), "top.p is 0", "above 0 and at most 1"),
+    "top_p 2": Case(question("--top-p", 2), "top.p is 2", "above 0 and at most 1"),
+    "top_k -1": Case(question("--top-k", -1), "top.k is -1", "0 .* or more"),
+    "min_p 2": Case(question("--min-p", 2), "min.p is 2", "from 0 .* to 1"),
     "repetition penalty 0": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--repetition-penalty", 0],
+        question("--repetition-penalty", 0),
         "repetition.penalty",
         "above 0",
     ),
-    "seed -1": Case(lambda at: ["generate", PICTURE, "-m", MODEL, "--seed", -1], "seed is -1", "0 or more"),
-    "seed 2^64": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--seed", 2**64], "seed", "must be|choose"
-    ),
-    "max-tokens -1": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--max-tokens", -1], "--max-tokens", GENERATE_HELP, 2
-    ),
-    "unknown option": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "--promt", "x"], "--promt", GENERATE_HELP, 2
-    ),
+    "seed -1": Case(question("--seed", -1), "seed is -1", "0 or more"),
+    "seed 2^64": Case(question("--seed", 2**64), "seed", "must be|choose"),
+    "max-tokens -1": Case(question("--max-tokens", -1), "--max-tokens", GENERATE_HELP, 2),
+    "unknown option": Case(question("--promt", "x"), "--promt", GENERATE_HELP, 2),
     "unknown verb": Case(lambda at: ["generat", PICTURE], "'generat'", "fastvlm-mlx --help", 2),
     "half a character": Case(
-        lambda at: ["generate", PICTURE, "-m", MODEL, "-p", "what\udcff?"],
+        question("-p", "what\udcff?"),
         "half a character",
         "pass valid Unicode",
     ),
@@ -733,7 +733,6 @@ CASES = {
 }
 
 
-@pytest.mark.usefixtures("converted")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_wrong_input_is_one_line_and_changes_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case
@@ -842,8 +841,12 @@ def unsearchable_parent(at: Path) -> list[object]:
 PERMISSIONS = {
     "a picture that may not be read": Case(unreadable_picture, r"secret\.png", "pass the path of a readable"),
     "weights that may not be read": Case(unreadable_weights, r"model\.safetensors", "check|download"),
-    "a configuration that may not be read": Case(unreadable_config, r"config\.json", "check|download"),
-    "a model that may not be searched": Case(unsearchable_model, "/model", "check|permission"),
+    "a configuration that may not be read": Case(
+        unreadable_config, r"config\.json", "[Cc]heck|make it readable|permissions"
+    ),
+    "a model that may not be searched": Case(
+        unsearchable_model, "/model", "[Cc]heck|make it readable|permissions"
+    ),
     "a folder that may not be written": Case(unwritable_parent, "locked/out", "permissions of its folder"),
     "a folder that may not be searched": Case(unsearchable_parent, "locked/out", "permission"),
 }
@@ -857,10 +860,7 @@ def test_what_may_not_be_read_or_written_is_said(run: Run, public: Path, case: C
     arguments = case.make(public)
     before = snapshot(public)
     with without_privileges():
-        try:
-            done = run(*arguments)
-        finally:
-            pass
+        done = run(*arguments)
     assert snapshot(public) == before
     assert_refused(done, case.names, case.repair, case.code)
 
@@ -895,13 +895,23 @@ def test_an_upload_without_a_token_is_refused_before_any_work(tmp_path: Path) ->
 # --- disks that fill up ---
 
 
-def limited(count: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (count, count))
+# Files may not grow beyond so many bytes: a disk that fills up, without a disk.
+LIMITED = """
+import resource, sys
+from fastvlm_mlx import cli
+count = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (count, count))
+cli.main()
+"""
+
+
+def on_a_disk_of(count: int, *arguments: object) -> Ran:
+    return completed((sys.executable, "-W", "error", "-c", LIMITED), count, *arguments)
 
 
 @pytest.mark.parametrize("count", [100, 30_000, 1_000_000], ids=["at once", "early", "in the weights"])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, count: int) -> None:
-    done = in_a_process("convert", MODEL, "-o", tmp_path / "out", before=limited(count))
+    done = on_a_disk_of(count, "convert", MODEL, "-o", tmp_path / "out")
     assert_refused(done, "/out", "[Cc]heck the free space")
     assert list(tmp_path.iterdir()) == []
 
@@ -909,7 +919,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, count: int) -> None:
 def test_a_full_disk_leaves_the_directory_that_was_to_be_replaced(tmp_path: Path) -> None:
     filled(tmp_path)
     before = snapshot(tmp_path)
-    done = in_a_process("convert", MODEL, "-o", tmp_path / "out", "--overwrite", before=limited(1_000_000))
+    done = on_a_disk_of(1_000_000, "convert", MODEL, "-o", tmp_path / "out", "--overwrite")
     assert_refused(done, "/out", "[Cc]heck the free space")
     assert snapshot(tmp_path) == before
 
@@ -974,6 +984,7 @@ def bar(what):
 
 progress.bar = bar
 sys.addaudithook(audit)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are started without it
 try:
     cli.main()
 finally:
@@ -984,16 +995,8 @@ NEVER = 0
 
 
 def stopped(folder: Path, moment: int, *options: object, sign: signal.Signals = signal.SIGKILL) -> Ran:
-    script = [sys.executable, "-W", "error", "-c", STOPPER, folder, sign.name, moment]
-    done = subprocess.run(
-        [str(word) for word in (*script, "convert", MODEL, "-o", folder / "out", *options)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=clean_environment(),
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    script = (sys.executable, "-W", "error", "-c", STOPPER, str(folder), sign.name, str(moment))
+    return completed(script, "convert", MODEL, "-o", folder / "out", *options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -1061,3 +1064,27 @@ def test_ctrl_c_while_overwriting_leaves_the_old_or_the_new_alone(
     assert done.err.strip() == ""
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert content(out) in (old, content(converted))
+
+
+# --- what lies at the destination, or beside it ---
+
+
+def test_what_a_killed_run_left_is_swept_whatever_the_destination_is_called(run: Run, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    (tmp_path / f".out [1]*.{ended.pid}.partial").mkdir()
+    assert run("convert", MODEL, "-o", tmp_path / "out [1]*").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out [1]*"]
+
+
+@pytest.mark.parametrize("target", ["real", "nowhere"])
+def test_overwriting_a_link_leaves_its_target_and_nothing_hidden(
+    run: Run, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "mine.txt").write_text("precious")
+    (tmp_path / "out").symlink_to(target)
+    done = run("convert", MODEL, "-o", tmp_path / "out", "--overwrite")
+    assert done.code in (0, 1)
+    assert content(tmp_path / "real") == {"mine.txt": b"precious"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real"]

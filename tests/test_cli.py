@@ -467,7 +467,14 @@ def test_the_installed_command_and_the_module_are_one() -> None:
 
 
 def test_ctrl_c_while_answering_leaves_quietly_with_130() -> None:
-    command = [*COMMAND, "generate", str(TALL), "-m", str(MODEL), "-n", "1000000"]
+    script = (
+        "import signal\n"
+        "from fastvlm_mlx.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs start without it
+        "main()"
+    )
+    arguments = ["generate", str(TALL), "-m", str(MODEL), "-n", "1000000"]
+    command = [sys.executable, "-W", "error", "-c", script, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)  # the answer has begun

@@ -50,9 +50,7 @@ def toeplitz(weight: mx.array, stride: int) -> Convolution:
         steps = (tile[0] * stride, tile[1] * stride)
         after = [
             max((count - 1) * step + side - length - margin, 0)
-            for count, step, side, length in zip(
-                (down, across), steps, window, (height, width), strict=True
-            )
+            for count, step, side, length in zip((down, across), steps, window, (height, width), strict=True)
         ]
         padded = mx.pad(x, [(0, 0), (margin, after[0]), (margin, after[1]), (0, 0)])
         line = padded.shape[2] * channels
@@ -69,17 +67,20 @@ def toeplitz(weight: mx.array, stride: int) -> Convolution:
 
 
 def _matrices(weight: mx.array, channels: int, tile: tuple[int, int], stride: int) -> mx.array:
-    """(channels, window, m · tile): entry is the kernel value that links an input pixel to an output."""
+    """(channels, window, m · tile): entry is the kernel value that links an input pixel to an output.
+
+    Moving an output by one pixel moves the kernel by `stride` within the window, so with enough zeros
+    around it every entry is a strided view of the kernel.
+    """
     size = weight.shape[1]
-
-    def offsets(length: int) -> mx.array:
-        """(window, tile) positions in the kernel, `size` where they fall outside"""
-        inside = mx.arange((length - 1) * stride + size)[:, None] - stride * mx.arange(length)
-        return mx.where((inside >= 0) & (inside < size), inside, size)
-
-    down, across = offsets(tile[0]), offsets(tile[1])
-    square = mx.pad(weight.reshape(-1, channels, size, size), [(0, 0), (0, 0), (0, 1), (0, 1)])
-    flat = square.reshape(-1, channels, (size + 1) ** 2)
-    index = down[:, None, :, None] * (size + 1) + across[None, :, None, :]
-    linked = flat[..., index.flatten()].reshape(*flat.shape[:2], -1, tile[0] * tile[1])
-    return linked.transpose(1, 2, 0, 3).reshape(channels, -1, flat.shape[0] * tile[0] * tile[1])
+    slack = [(length - 1) * stride for length in tile]
+    framed = mx.pad(weight.squeeze(-1), [(0, 0), *((margin, margin) for margin in slack)])
+    line = framed.shape[2]
+    plane = framed.shape[1] * line
+    linked = mx.as_strided(
+        framed,
+        (channels, slack[0] + size, slack[1] + size, weight.shape[0] // channels, *tile),
+        (plane, line, 1, channels * plane, -stride * line, -stride),
+        slack[0] * line + slack[1],
+    )
+    return linked.reshape(channels, (slack[0] + size) * (slack[1] + size), -1)

@@ -2,8 +2,7 @@
 
 Folded into the weights at conversion: every BatchNorm (the ConvFFN's shift into fc1's bias), every
 layer scale (into fc2 and the attention projection), the attention's 1/√d and LayerNorm's affine
-(into qkv). Activations are NHWC. A depthwise convolution that widens m times is held as m plain ones,
-the first with outputs 0, m, 2m, …: those take Metal's fast kernel, one with m outputs a group does not.
+(into qkv). Activations are NHWC.
 """
 
 from __future__ import annotations
@@ -13,32 +12,29 @@ from collections.abc import Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
+from .. import kernels
 from ..config import VisionConfig
 from ..kernels import gelu
 
 _LAYER_NORM_EPS = 1e-5
 
 
-def depthwise(channels: int, kernel: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=bias)
+class DepthwiseConv(nn.Module):
+    """`widening` outputs per channel: all channels' first ones, then all second ones."""
 
-
-class WideningConv(nn.Module):
-    """A depthwise convolution with several outputs per channel, as a list of plain ones."""
-
-    def __init__(self, channels: int, multiplier: int, kernel: int, stride: int):
+    def __init__(self, channels: int, kernel: int, *, stride: int = 1, widening: int = 1, bias: bool = True):
         super().__init__()
-        self.weight = mx.zeros((multiplier * channels, kernel, kernel, 1))
-        self.bias = mx.zeros((multiplier * channels,))
-        self._stride, self._multiplier = stride, multiplier
+        self.weight = mx.zeros((widening * channels, kernel, kernel, 1))
+        if bias:
+            self.bias = mx.zeros((widening * channels,))
+        self._stride = stride
+        self._prepared: tuple[mx.array, kernels.Convolution] | None = None
 
-    def __call__(self, x: mx.array) -> list[mx.array]:
-        kernel, groups = self.weight.shape[1], x.shape[-1]
-        weights, biases = (mx.split(part, self._multiplier) for part in (self.weight, self.bias))
-        return [
-            mx.conv2d(x, weight, self._stride, kernel // 2, groups=groups) + bias
-            for weight, bias in zip(weights, biases, strict=True)
-        ]
+    def __call__(self, x: mx.array) -> mx.array:
+        if self._prepared is None or self._prepared[0] is not self.weight:
+            self._prepared = self.weight, kernels.depthwise(self.weight, self._stride)
+        x = self._prepared[1](x)
+        return x + self.bias if "bias" in self else x
 
 
 class Stem(nn.Module):
@@ -47,7 +43,7 @@ class Stem(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.conv = nn.Conv2d(3, dim, 3, 2, 1)
-        self.depthwise = depthwise(dim, 3, stride=2)
+        self.depthwise = DepthwiseConv(dim, 3, stride=2)
         self.pointwise = nn.Linear(dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -61,18 +57,18 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
-        self.depthwise = WideningConv(dim_in, dim_out // dim_in, 7, stride=2)
+        self.depthwise = DepthwiseConv(dim_in, 7, stride=2, widening=dim_out // dim_in)
         self.pointwise = nn.Linear(dim_out, dim_out)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = gelu(mx.concatenate(self.depthwise(x), axis=-1))
+        x = gelu(self.depthwise(x))
         return gelu(self.pointwise(x))
 
 
 class ConvFFN(nn.Module):
     def __init__(self, dim: int, ratio: int):
         super().__init__()
-        self.depthwise = depthwise(dim, 7, bias=False)  # the norm's shift is in fc1.bias
+        self.depthwise = DepthwiseConv(dim, 7, bias=False)  # the norm's shift is in fc1.bias
         self.fc1 = nn.Linear(dim, ratio * dim)
         self.fc2 = nn.Linear(ratio * dim, dim)
 
@@ -83,7 +79,7 @@ class ConvFFN(nn.Module):
 class RepMixerBlock(nn.Module):
     def __init__(self, dim: int, ratio: int):
         super().__init__()
-        self.mixer = depthwise(dim, 3)  # skip, norm and scale are inside its weights
+        self.mixer = DepthwiseConv(dim, 3)  # skip, norm and scale are inside its weights
         self.ffn = ConvFFN(dim, ratio)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -126,7 +122,7 @@ class Stage(nn.Module):
             self.downsample = PatchEmbed(config.dims[index - 1], dim)
         attends = index >= config.attention_from
         if attends:
-            self.position = depthwise(dim, 7)  # RepCPE: its skip is inside
+            self.position = DepthwiseConv(dim, 7)  # RepCPE: its skip is inside
         self.blocks = [
             AttentionBlock(dim, ratio, config.head_dim) if attends else RepMixerBlock(dim, ratio)
             for _ in range(config.layers[index])
@@ -148,12 +144,13 @@ class Expand(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         dim, narrow = config.feature_dim, config.feature_dim // config.squeeze
-        self.depthwise = WideningConv(config.dims[-1], 2, 3, stride=1)
+        self.depthwise = DepthwiseConv(config.dims[-1], 3, widening=2)
         self.squeeze = nn.Linear(dim, narrow)
         self.excite = nn.Linear(narrow, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = mx.stack(self.depthwise(x), axis=-1).flatten(-2)  # features keep the reference's order
+        x = self.depthwise(x)
+        x = mx.unflatten(x, -1, (2, -1)).swapaxes(-1, -2).flatten(-2)  # the order of the reference
         gate = nn.relu(self.squeeze(x.mean((1, 2), keepdims=True)))
         return gelu(x * mx.sigmoid(self.excite(gate)))
 

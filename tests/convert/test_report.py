@@ -47,9 +47,8 @@ def test_a_terminal_breaks_lines_between_words_alone(
     lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
     assert "\x1b[1;31m✗" in shown
     whole = [line for line in lines if "vision.blocks." in line]
-    assert whole == [
-        " " * 16 + PROBLEM.what.removeprefix("missing: ")
-    ]  # the terminal breaks it, a copy is one
+    name = PROBLEM.what.removeprefix("missing: ")
+    assert whole == [" " * 16 + name]  # broken by the terminal, so that a copy is one line
     assert all(len(line) <= width and line == line.rstrip() for line in lines if line not in whole)
     assert NOTE.what in re.sub(r"\s+", " ", "".join(lines))
 
