@@ -37,7 +37,7 @@ demo: $(VENV)/installed
 	@echo "  $(BIN)/fastvlm-mlx generate PICTURE -m 0.5b    (downloads FastVLM-0.5B, 1.2 GB, research licence)"
 
 test: lint types
-	$(BIN)/pytest -q -n $(JOBS) -m "not slow and not weights"
+	$(BIN)/pytest -q -n $(JOBS)
 
 test-slow: $(VENV)/tested
 	$(BIN)/pytest -q -m slow

@@ -32,7 +32,7 @@ from .inspection import (
     turned,
 )
 from .layouts import APPLE_APP, MLX_VLM
-from .rawform import fits
+from .rawform import differences
 from .translate import translate
 
 __all__ = ["Finding", "Report", "examine"]
@@ -146,21 +146,21 @@ def _tensors(seen: Seen) -> Said:
     if seen.expected is None or seen.has_problem("weights"):
         return
     found, stored_name = seen.found, seen.layout.stored_name
-    if missing := seen.expected.keys() - found.keys():
+    tied = seen.text is not None and seen.text.tied and seen.theirs is not None
+    different = differences(found, seen.expected, tied=tied)
+    if missing := different.missing:
         what = f"{len(missing)} tensor(s) missing: {listed(map(stored_name, missing))}"
         yield "problem", what, f"{AGAIN}, or correct the number of layers in config.json"
-    unused = ("language.head.",) if seen.text and seen.text.tied and seen.theirs is not None else ()
-    extra = [name for name in found.keys() - seen.expected.keys() if not name.startswith(unused)]
-    extra = [name for name in extra if not name.endswith(".biases") or f"{name[:-7]}.scales" not in found]
+    # Biases of another quantization mode are told with that.
+    extra = [n for n in different.extra if not n.endswith(".biases") or f"{n[:-7]}.scales" not in found]
     if extra:
         what = f"{len(extra)} tensor(s) without a place in the model: {listed(map(stored_name, extra))}"
         yield "problem", what, "correct the number of layers in config.json, or remove the tensors"
     wrong: dict[tuple[tuple[int, ...], ...], list[str]] = {}
-    for name in found.keys() & seen.expected.keys():
-        if not fits(name, found[name], seen.expected[name]):
-            key = seen.raw[name]
-            shapes = (seen.stored[key].shape, turned(seen.expected[name], seen.layout, back=True))
-            wrong.setdefault(shapes, []).append(key)
+    for name in different.wrong:
+        key = seen.raw[name]
+        shapes = (seen.stored[key].shape, turned(seen.expected[name], seen.layout, back=True))
+        wrong.setdefault(shapes, []).append(key)
     for (is_, should), keys in sorted(wrong.items()):
         what = f"{listed(keys)}: shape {is_}, expected {should}"
         yield "problem", what, f"{AGAIN}, or correct the sizes in config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -62,7 +63,10 @@ def text_config(
     for section, key, good in _GRANTED:
         found = (text if section else raw).get(key, good[0])
         if found not in good:
-            raise ConfigError(f"{where}: {key} is {found!r}; only {good[0]!r} is FastVLM's, and implemented")
+            raise ConfigError(
+                f"{where}: {key} is {json.dumps(found)}, and FastVLM's is {json.dumps(good[0])}; correct it, "
+                "or give a FastVLM checkpoint such as apple/FastVLM-0.5B"
+            )
 
     def number(key: str) -> int:
         value = _get(text, key, int, where)
@@ -71,7 +75,6 @@ def text_config(
             raise ConfigError(f"{where}: {key} {what}; take it from the original checkpoint")
         return value
 
-    heads, hidden = number("num_attention_heads"), number("hidden_size")
     if tokenizer.size > vocabulary:
         raise ConfigError(
             f"{where.parent}: the tokenizer has {tokenizer.size} ids, and the embedding {vocabulary} rows; "
@@ -82,35 +85,33 @@ def text_config(
             f"{where}: vocab_size is {text['vocab_size']!r}, and the embedding has {vocabulary} rows; "
             "correct it, or download the weights again"
         )
-    kv_heads, eps = number("num_key_value_heads"), _get(text, "rms_norm_eps", float, where)
-    if (
-        hidden % heads
-        or heads % kv_heads
-        or (_get(text, "head_dim", int, where) or hidden // heads) * heads != hidden
-    ):
-        raise ConfigError(
-            f"{where}: hidden_size {hidden}, {heads} heads and {kv_heads} kv heads do not fit together; "
-            "take them from the original checkpoint"
-        )
-    if eps is not None and not eps > 0:
-        raise ConfigError(f"{where}: rms_norm_eps is {eps}; FastVLM's is 1e-06, correct it")
+    heads, hidden = number("num_attention_heads"), number("hidden_size")
+    if (_get(text, "head_dim", int, where) or hidden // heads) * heads != hidden:
+        raise ConfigError(f"{where}: head_dim is not hidden_size / num_attention_heads; remove it")
+    eps = _get(text, "rms_norm_eps", float, where)
     limits = (
         _get(text, "max_position_embeddings", int, where),
         _get(raw, "tokenizer_model_max_length", int, where),
         tokenizer.max_length,
     )
-    return TextConfig(
-        hidden_size=hidden,
-        layers=number("num_hidden_layers"),
-        heads=heads,
-        kv_heads=kv_heads,
-        intermediate_size=number("intermediate_size"),
-        vocab_size=vocabulary,
-        tied=is_tied(raw, stored_head),
-        rope_theta=_rope_theta(text, where),
-        norm_eps=eps or 1e-6,
-        context=min((limit for limit in limits if limit), default=32_768),
+    layers, kv_heads, intermediate = map(
+        number, ("num_hidden_layers", "num_key_value_heads", "intermediate_size")
     )
+    try:
+        return TextConfig(
+            hidden_size=hidden,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            intermediate_size=intermediate,
+            vocab_size=vocabulary,
+            tied=is_tied(raw, stored_head),
+            rope_theta=_rope_theta(text, where),
+            norm_eps=1e-6 if eps is None else eps,
+            context=min((limit for limit in limits if limit), default=32_768),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}; take them from the original checkpoint") from None
 
 
 def is_tied(raw: Mapping[str, Any], stored_head: bool) -> bool:
@@ -132,7 +133,7 @@ def _rope_theta(text: Mapping[str, Any], where: Path) -> float:
     if rope.get("rope_type", "default") != "default":
         raise ConfigError(f"{where}: rope_type is {rope['rope_type']!r}; only 'default' is implemented")
     theta = _get(text, "rope_theta", float, where) or _get(rope, "rope_theta", float, where)
-    if theta is None or theta <= 0:
+    if theta is None:
         raise ConfigError(f"{where}: rope_theta is missing; FastVLM's is 1000000.0, add it")
     return theta
 

@@ -279,7 +279,10 @@ def detect(keys: Iterable[str], where: Path) -> Layout:
             "give a FastVLM checkpoint such as apple/FastVLM-0.5B"
         )
     sample = ", ".join(map(repr, sorted(keys)[:3]))
-    raise CheckpointError(f"{where}: not a layout known here ({known}); its tensors begin {sample}")
+    raise CheckpointError(
+        f"{where}: not a layout known here ({known}), its tensors begin {sample}; give a FastVLM checkpoint "
+        "such as apple/FastVLM-0.5B"
+    )
 
 
 def rename(layout: Layout, stored: Mapping[str, mx.array], where: Path) -> RawWeights:

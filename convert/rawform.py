@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import parameters
-from ..config import BITS, GROUP_SIZES, ModelConfig, Quantization, TextConfig, VisionConfig
+from ..config import BITS, GROUP_SIZES, STAGES, ModelConfig, Quantization, TextConfig, VisionConfig
 from ..models.fastvlm import FastVLM
-from .fuse import STAGES
 
 Shapes = dict[str, tuple[int, ...]]  # NHWC
 
@@ -25,13 +25,13 @@ def tower(found: Shapes) -> VisionConfig | None:
     """What most tensors say, so that a damaged one is reported rather than believed."""
     if not any(name.startswith("vision.") for name in found):
         return None
-    depths, attending = [0] * STAGES, {STAGES}
+    depths, mixing = [0] * STAGES, [Counter[str | None]() for _ in range(STAGES)]
     votes: dict[str, Counter[int]] = {}
     for name, shape in found.items():
         if match := re.match(r"vision\.stages\.([0-4])\.blocks\.(\d+)\.(attention|mixer|ffn\.\w+)?", name):
             stage, block, part = int(match[1]), int(match[2]), match[3]
             depths[stage] = max(depths[stage], block + 1)
-            attending |= {stage} if part == "attention" else set()
+            mixing[stage][part] += 1
             name = f"{stage}.{part}"
         if shape:
             votes.setdefault(name, Counter())[shape[0]] += 1
@@ -47,7 +47,7 @@ def tower(found: Shapes) -> VisionConfig | None:
         tuple(max(1, depth) for depth in depths),
         tuple(dims),
         max(1, most("0.ffn.fc1", 4 * dims[0]) // dims[0]),
-        min(attending),
+        next((n for n, parts in enumerate(mixing) if parts["attention"] > parts["mixer"]), STAGES),
         squeeze=max(1, 2 * dims[-1] // max(1, narrow)),
     )
 
@@ -139,7 +139,28 @@ def pack(expected: Shapes, found: Shapes, said: Mapping[str, Any]) -> dict[str, 
     return packed
 
 
-def fits(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+@dataclass(frozen=True)
+class Differences:
+    """By raw name, sorted."""
+
+    missing: list[str]
+    extra: list[str]
+    wrong: list[str]  # shapes
+
+
+def differences(found: Shapes, expected: Shapes, *, tied: bool) -> Differences:
+    """A tied model's stored head is no difference: the reference ignores it too."""
+    extra = found.keys() - expected.keys()
+    return Differences(
+        missing=sorted(expected.keys() - found.keys()),
+        extra=sorted(name for name in extra if not (tied and name.startswith("language.head."))),
+        wrong=sorted(
+            name for name in found.keys() & expected.keys() if not _fits(name, found[name], expected[name])
+        ),
+    )
+
+
+def _fits(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """A matrix may be stored as a 1×1 convolution, and a scale in any orientation."""
     if len(expected) == 2 or name.rpartition(".")[2].startswith("layer_scale"):
         return [n for n in found if n != 1] == [n for n in expected if n != 1]

@@ -47,9 +47,10 @@ def convert(
     `dtype` None keeps the source's. The source is only read.
     """
     atomic.refuse(destination, overwrite)
-    if destination.absolute().resolve().is_relative_to(source.absolute().resolve()):
+    ours, theirs = destination.absolute().resolve(), source.absolute().resolve()
+    if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
         raise CheckpointError(
-            f"{destination}: lies inside the source, which is only read; choose another path"
+            f"{destination}: overlaps the source {source}, which is only read; choose another path"
         )
     if not source.is_dir():
         raise CheckpointError(f"{source}: not a directory; give a model directory or a hub id")

@@ -12,10 +12,10 @@ import mlx.core as mx
 
 from .. import checkpoint
 from ..checkpoint import FusedWeights
-from ..config import ModelConfig, read_json
+from ..config import ModelConfig, Quantization, TextConfig, VisionConfig, read_json
 from ..errors import CheckpointError
 from ..tokenizer import Tokenizer
-from . import foreign
+from . import foreign, rawform
 from .fuse import fuse
 from .layouts import APPLE_APP, Layout, RawWeights, detect, rename
 
@@ -56,24 +56,56 @@ def from_stored(
     file = directory / checkpoint.CONFIG
     raw = rename(layout, stored, directory)
     _check_modes(raw, raw_config, file)
-    embedding = raw.get("language.embedding.weight")
-    if embedding is None:
+    shapes = {name: tuple(array.shape) for name, array in raw.items()}
+    rows = shapes.get("language.embedding.weight", ())
+    vision = rawform.tower(shapes)
+    if vision is None or len(rows) != 2:
         raise CheckpointError(
-            f"{directory}: the language model is missing ({layout.name} layout); download it again"
+            f"{directory}: the {'language model' if vision else 'vision tower'} is missing ({layout.name} "
+            "layout); use the original checkpoint, for example apple/FastVLM-0.5B"
         )
-    text = foreign.text_config(raw_config, file, tokenizer, embedding.shape[0], "language.head.weight" in raw)
-    with mx.stream(mx.cpu):  # plain float32 on every machine, and no GPU kernels compiled for one use
-        fused = fuse(raw, layout, text, directory)
-    foreign.check_vision(raw_config, fused.vision, file)
+    text = foreign.text_config(raw_config, file, tokenizer, rows[0], "language.head.weight" in raw)
+    foreign.check_vision(raw_config, vision, file)
+    packed = _check(layout, shapes, vision, text, raw_config, directory)
+    with mx.stream(mx.cpu):  # where float64 is, and no GPU kernels are compiled for one use
+        weights, quantization = fuse(raw, vision, text, packed)
     config = ModelConfig(
-        vision=fused.vision,
+        vision=vision,
         text=text,
         image=foreign.image_config(raw_config, directory),
         eos_token_ids=foreign.eos_token_ids(raw_config, directory, tokenizer),
-        quantization=fused.quantization,
+        quantization=quantization,
     )
-    checkpoint.check(config, fused.weights, directory)
-    return Translated(layout.name, config, fused.weights)
+    return Translated(layout.name, config, weights)
+
+
+def _check(
+    layout: Layout,
+    found: rawform.Shapes,
+    vision: VisionConfig,
+    text: TextConfig,
+    raw_config: Mapping[str, Any],
+    where: Path,
+) -> dict[str, Quantization]:
+    """Every tensor there, in its shape, and none besides; says how the quantized ones were packed."""
+    expected = rawform.raw_form(vision, vision.feature_dim, text, found)
+    packed = rawform.pack(expected, found, raw_config.get("quantization") or {})
+    different = rawform.differences(found, expected, tied=text.tied)
+    for names, what in (
+        (different.missing, "is missing; the checkpoint is incomplete"),
+        (different.extra, "has no place in the model"),
+    ):
+        if names:
+            raise CheckpointError(
+                f"{where}: tensor {layout.stored_name(names[0])!r} {what} ({len(names)} such); "
+                f"run `fastvlm-mlx doctor {where}`"
+            )
+    for name in different.wrong:
+        raise CheckpointError(
+            f"{where}: tensor {layout.stored_name(name)!r} has shape {found[name]} where {expected[name]} "
+            f"belongs (height and width before channels); run `fastvlm-mlx doctor {where}`"
+        )
+    return packed
 
 
 def _check_modes(raw: RawWeights, raw_config: Mapping[str, Any], file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CheckpointError
+
+_PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
 @contextmanager
@@ -18,16 +21,16 @@ def new_directory(destination: Path, *, overwrite: bool = False, needs_bytes: in
     Killed at any moment, `destination` is absent or whole. What a killed run left behind is removed
     by the next one to the same destination.
     """
-    refuse(destination, overwrite)
     parent = destination.absolute().parent
-    hidden = parent / f".{destination.name}.{os.getpid()}.partial"
+    hidden = parent / f".{destination.name}.{os.getpid()}{_PARTIAL}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(parent, destination.name)
+        refuse(destination, overwrite)
         free = shutil.disk_usage(parent).free
         if needs_bytes > free:
             raise CheckpointError(
-                f"{destination}: needs {_gib(needs_bytes)} and the disk has {_gib(free)} free; "
+                f"{destination}: needs {_size(needs_bytes)} and the disk has {_size(free)} free; "
                 "make room or choose another disk"
             )
         hidden.mkdir()
@@ -37,38 +40,72 @@ def new_directory(destination: Path, *, overwrite: bool = False, needs_bytes: in
         _sync(hidden)
         _swap_in(hidden, destination)
         _sync(parent)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise CheckpointError(
+            f"{destination}: {error.filename} is a file where a folder is needed; choose another path"
+        ) from None
     except OSError as error:
         raise CheckpointError(
             f"{destination}: cannot be written ({error.strerror or error}); nothing was changed. "
             "Check the free space and the permissions of its folder"
         ) from None
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        _remove(hidden)
+        _settle(hidden.with_suffix(_REPLACED), destination)  # again, in case ctrl-C came during the first
 
 
 def refuse(destination: Path, overwrite: bool) -> None:
-    """Say early, before any work, that the destination is taken."""
-    if os.path.lexists(destination) and not overwrite:
+    """Say early, before any work, that the destination is taken, or not something to replace."""
+    if not os.path.lexists(destination):
+        return
+    if not overwrite:
         raise CheckpointError(f"{destination}: exists already; choose another path or pass --overwrite")
-    if overwrite and destination.exists() and not destination.is_dir():
+    if destination.is_symlink():
+        return  # the link is replaced, what it points to stays
+    if not destination.is_dir():
         raise CheckpointError(f"{destination}: is a file, and a directory is to be written; remove it first")
+    if any(destination.iterdir()) and not (destination / "config.json").exists():
+        raise CheckpointError(
+            f"{destination}: has no config.json, so it is no model and not overwritten; choose another path"
+        )
 
 
 def _swap_in(hidden: Path, destination: Path) -> None:
     if not os.path.lexists(destination):
         hidden.rename(destination)
         return
-    old = hidden.with_suffix(".replaced")
-    destination.rename(old)
-    hidden.rename(destination)
-    shutil.rmtree(old, ignore_errors=True)
+    old = hidden.with_suffix(_REPLACED)
+    try:
+        destination.rename(old)
+        hidden.rename(destination)
+    finally:
+        _settle(old, destination)
+
+
+def _settle(old: Path, destination: Path) -> None:
+    """Of an interrupted exchange: what was replaced goes, or comes back if nothing took its place."""
+    if os.path.lexists(old):
+        if os.path.lexists(destination):
+            _remove(old)
+        else:
+            old.rename(destination)
 
 
 def _sweep(parent: Path, name: str) -> None:
-    for left in parent.glob(f".{name}.*.partial"):
-        pid = left.name.removeprefix(f".{name}.").removesuffix(".partial")
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+    for left in parent.glob(f".{glob.escape(name)}.*"):
+        pid = left.stem.removeprefix(f".{name}.")
+        if left.suffix in (_PARTIAL, _REPLACED) and pid.isdigit() and not _alive(int(pid)):
+            if left.suffix == _REPLACED:
+                _settle(left, parent / name)
+            else:
+                _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if os.path.islink(path):
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
@@ -89,5 +126,5 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

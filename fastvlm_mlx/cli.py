@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -31,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # plain help: names are never cut, and rich is not loaded for it,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -60,13 +61,13 @@ def generate(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Pictures: paths, `-` for standard input, or http(s) addresses."
+            metavar="[IMAGE]...", help="Pictures: paths, - for standard input, or http(s) addresses."
         ),
     ] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", help="The question. Mark places of pictures with `<image>`, or leave it."
+            "--prompt", "-p", help="The question. Mark places of pictures with <image>, or leave it."
         ),
     ] = None,
     image: Annotated[list[str] | None, typer.Option("--image", help="One more picture; repeat it.")] = None,
@@ -76,7 +77,7 @@ def generate(
             "--model",
             "-m",
             envvar=MODEL_VARIABLE,
-            help="A directory, a hub id such as `apple/FastVLM-1.5B`, or `0.5b`, `1.5b`, `7b`.",
+            help="A directory, a hub id such as apple/FastVLM-1.5B, or 0.5b, 1.5b, 7b.",
         ),
     ] = None,
     system: Annotated[
@@ -112,13 +113,11 @@ def generate(
 ) -> None:
     """Answer a question about one or more pictures.
 
+    \b
     Examples:
-
-    - `fastvlm-mlx generate cat.jpg --model 0.5b`
-
-    - `fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats`
-
-    - `fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image> then <image>: what changed?"`
+      fastvlm-mlx generate cat.jpg --model 0.5b
+      fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
+      fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
     """
     sources = [*(images or []), *(image or [])]
     if prompt is None and not sources:
@@ -135,7 +134,7 @@ def generate(
 
     from .image import check_options, fetch, open_image
 
-    check_options(image_size or STRIDE, image_mode or "pad")
+    check_options(STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode)
     pictures = [open_image(fetch(source), reference=reference) for source in sources]
 
     from . import vlm as runtime
@@ -171,11 +170,11 @@ def generate(
 @app.command(no_args_is_help=True)
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A directory in any known layout, a hub id, `0.5b`…")
+        str, typer.Argument(metavar="SRC", help="A directory in any known layout, a hub id, 0.5b…")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", "--mlx-path", help="The new directory.")],
     quantize: Annotated[bool, typer.Option("--quantize", "-q", help="Quantize the language model.")] = False,
-    q_bits: Annotated[int, typer.Option(help="With -q: bits a weight, 4 or 8.")] = 4,
+    q_bits: Annotated[int | None, typer.Option(help="Bits a weight, 4 or 8; implies -q. Default: 4.")] = None,
     q_group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
     recipe: Annotated[
         str | None,
@@ -207,9 +206,10 @@ def convert(
     Reads Apple's checkpoints (fused or in training form), the transformers/timm ones and mlx-vlm's
     (float or quantized). The source is never changed; the result appears whole or not at all.
 
-    - `fastvlm-mlx convert apple/FastVLM-0.5B -o FastVLM-0.5B-4bit -q`
-
-    - `fastvlm-mlx convert ./my-checkpoint -o out --dtype float16 --recipe mixed-4-8 --verify`
+    \b
+    Examples:
+      fastvlm-mlx convert apple/FastVLM-0.5B -o FastVLM-0.5B-4bit -q
+      fastvlm-mlx convert ./my-checkpoint -o out --dtype float16 --recipe mixed-4-8 --verify
     """
     from . import hub
     from .checkpoint import DTYPES
@@ -218,7 +218,9 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     chosen = _recipe(quantize, q_bits, recipe, quantize_vision)
-    Quantization(q_bits, q_group_size)  # says what is wrong with them
+    Quantization(4, q_group_size)  # says what is wrong with it
+    if hub_private and not upload_repo:
+        raise ConfigError("--hub-private speaks of an upload; pass --upload-repo as well")
     if upload_repo:
         hub.require_token(upload_repo)
 
@@ -253,6 +255,11 @@ def doctor(
     """Say what a model directory is, what is wrong with it, and how to repair it.
 
     Leaves with 1 if it will not load or would answer wrongly. Nothing is changed.
+
+    \b
+    Examples:
+      fastvlm-mlx doctor ~/models/FastVLM-0.5B
+      fastvlm-mlx doctor --quick --json ./downloaded
     """
     from .convert.doctor import examine
 
@@ -318,18 +325,20 @@ def _stats(answer: Answer) -> str:
     )
 
 
-def _recipe(quantize: bool, bits: int, name: str | None, pictures: bool) -> Recipe | None:
+def _recipe(quantize: bool, bits: int | None, name: str | None, pictures: bool) -> Recipe | None:
     from .convert.quantize import RECIPES, uniform
 
     if name is not None and name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; choose one of {', '.join(RECIPES)}")
-    if bits not in (4, 8):
+    if bits not in (None, 4, 8):
         raise ConfigError(f"--q-bits is {bits}; choose 4 or 8")
-    if not (quantize or name):
+    if name and bits:
+        raise ConfigError(f"--recipe {name} says the bits already; leave --q-bits out")
+    if not (quantize or name or bits):
         if pictures:
             raise ConfigError("--quantize-vision says what else to quantize; pass -q or --recipe as well")
         return None
-    recipe = RECIPES[name] if name else uniform(bits)
+    recipe = RECIPES[name] if name else uniform(bits or 4)
     return recipe.with_pictures() if pictures else recipe
 
 
@@ -355,22 +364,44 @@ def _progress(what: str) -> AbstractContextManager[Callable[[int, int], None]]:
 
 def main() -> NoReturn:
     """Errors are one line on stderr; ctrl-C and a closed pipe are quiet."""
-    code: object = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
+            stream.reconfigure(errors="replace")  # a terminal of another encoding still gets its answer
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="fastvlm-mlx", standalone_mode=False)
         sys.stdout.flush()
+        status = code if isinstance(code, int) else 0
     except FastVLMError as error:
-        _say(f"fastvlm-mlx: {error}")
-        code = 1
+        status = _failed(str(error), 1)
     except _UsageError as error:
-        _say(f"fastvlm-mlx: {error.format_message().rstrip('.')}; try `fastvlm-mlx --help`")
-        code = 2
+        command = error.ctx.command_path if error.ctx else "fastvlm-mlx"
+        text = error.format_message().rstrip(".")
+        if text.startswith("Usage:"):  # asked for nothing: the help is the answer
+            print_line(text)
+            status = 2
+        else:
+            status = _failed(f"{text}; try `{command} --help`", 2)
     except (KeyboardInterrupt, typer.Abort):
-        _say("")
-        code = 130
+        status = _failed("", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail too
-    sys.exit(code if isinstance(code, int) else 0)
+        status = _abandon_stdout(0)
+    except OSError as error:
+        if error.filename is not None:  # a file; a stream has no name
+            raise
+        _failed(f"standard output cannot be written ({error.strerror}); check the disk or the pipe", 1)
+        status = _abandon_stdout(1)
+    sys.exit(status)
+
+
+def _failed(text: str, status: int) -> int:
+    _say(f"fastvlm-mlx: {' '.join(text.splitlines())}" if text else "")
+    return status
+
+
+def _abandon_stdout(status: int) -> int:
+    """So that the flush at exit does not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from .errors import ConfigError
 
 FORMAT = "fastvlm-mlx"
 FORMAT_VERSION = 1
+STAGES = 5
+MOST_LAYERS = 10_000  # a sane bound, so that a torn number is not built
 STRIDE = 64  # pixels per visual token, each way: the stem's 4, then four halvings
 
 IMAGE_MARK = "<image>"  # where a picture goes in a text; never a token
@@ -39,6 +41,15 @@ class VisionConfig:
     def feature_dim(self) -> int:
         return 2 * self.dims[-1]
 
+    def __post_init__(self) -> None:
+        if not len(self.layers) == len(self.dims) == STAGES:
+            raise ConfigError(
+                f"the tower has {len(self.layers)} depths and {len(self.dims)} widths, not {STAGES} of each"
+            )
+        sizes = (*self.layers, *self.dims, self.mlp_ratio, self.head_dim, self.squeeze)
+        if min(sizes) < 1 or max(self.layers) > MOST_LAYERS:
+            raise ConfigError(f"the tower's sizes make no sense ({self})")
+
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
@@ -59,11 +70,27 @@ class TextConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.heads
 
+    def __post_init__(self) -> None:
+        sizes = (self.hidden_size, self.layers, self.heads, self.kv_heads, self.intermediate_size)
+        if min(*sizes, self.vocab_size, self.context) < 1 or self.layers > MOST_LAYERS:
+            raise ConfigError(f"the language model's sizes make no sense ({self})")
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size}, {self.heads} heads and {self.kv_heads} kv heads do not fit "
+                "together"
+            )
+        if not (self.norm_eps > 0 and self.rope_theta > 0):
+            raise ConfigError(f"norm_eps {self.norm_eps} and rope_theta {self.rope_theta} must be positive")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
     size: int = 1024
     mode: str = "pad"
+
+    def __post_init__(self) -> None:
+        if self.size < STRIDE or self.size % STRIDE:
+            raise ConfigError(f"the picture size {self.size} is not a multiple of {STRIDE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +140,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; a model directory needs one") from None
+    except PermissionError:
+        raise ConfigError(f"{path}: may not be read; check its permissions") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); download it again") from None
     except json.JSONDecodeError as error:
@@ -146,7 +175,10 @@ def _parse(cls: type[T], raw: Any, where: Path, at: str) -> T:
         if missing:
             raise ConfigError(f"{where}: key {at}{missing[0]!r} is missing; convert the checkpoint again")
         values = {name: _parse(hints[name], value, where, f"{at}{name}.") for name, value in raw.items()}
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}; convert the checkpoint again") from None
     return _scalar(cls, raw, where, at.rstrip("."))
 
 

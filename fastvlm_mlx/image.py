@@ -71,8 +71,10 @@ def check_options(size: int, mode: str) -> None:
         raise ConfigError(f"unknown image mode {mode!r}; choose one of {', '.join(MODES)}")
     if size * size > MAX_PIXELS:
         raise ConfigError(f"image size {size} is too large; choose 16384 or less, such as 1024")
-    if size <= 0 or size % 64:
-        below = max(64, size // 64 * 64)
+    if size < 64:
+        raise ConfigError(f"image size {size} is too small; choose 64 or more, such as 1024")
+    if size % 64:
+        below = size // 64 * 64
         raise ConfigError(f"image size {size} is not a multiple of 64; choose {below} or {below + 64}")
 
 

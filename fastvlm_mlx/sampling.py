@@ -33,7 +33,7 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 (off) to 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 is off)"),
-            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**64, "from 0 to 2^64 - 1"),
         ):
             if not good:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {wanted}")

@@ -75,8 +75,8 @@ class VLM:
         with sides that are multiples of 64, which are taken as they are. `reference` reads pictures
         exactly as the PyTorch reference does (no rotation by EXIF, transparency dropped).
         """
-        size = image_size or self.config.image.size
-        mode = image_mode or self.config.image.mode
+        size = self.config.image.size if image_size is None else image_size
+        mode = self.config.image.mode if image_mode is None else image_mode
         rendered = render(text, len(images), system)
         pixels = [_pixels(source, size, mode, reference) for source in images]
         return assemble(rendered, pixels, self.tokenizer.encode)

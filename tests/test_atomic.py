@@ -35,7 +35,7 @@ def test_after_a_failure_nothing_is_there(tmp_path: Path, error: BaseException) 
 def test_an_existing_destination_is_refused_or_replaced_whole(tmp_path: Path) -> None:
     destination = tmp_path / "out"
     destination.mkdir()
-    (destination / "old").write_text("0")
+    (destination / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="--overwrite"), new_directory(destination):
         pass
     with new_directory(destination, overwrite=True) as folder:
@@ -57,6 +57,13 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="free"), new_directory(tmp_path / "out", needs_bytes=2**60):
         raise AssertionError("not reached")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_model_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="no model"), new_directory(tmp_path, overwrite=True):
+        pass
+    assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
 def test_a_file_in_the_way_is_not_replaced(tmp_path: Path) -> None:

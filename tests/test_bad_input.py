@@ -531,7 +531,7 @@ CANONICAL = {
     ),
     "no heads": Case(canonical(in_text(heads=0)), r"config\.json.*heads", "convert the checkpoint again"),
     "half the stages": Case(
-        canonical(in_vision(layers=[1, 2])), r"config\.json.*layers", "convert the checkpoint again"
+        canonical(in_vision(layers=[1, 2])), r"config\.json.*depths", "convert the checkpoint again"
     ),
     "a negative ratio": Case(
         canonical(in_vision(mlp_ratio=-1)), r"config\.json.*mlp_ratio", "convert the checkpoint again"
@@ -575,6 +575,7 @@ def converting(*options: object) -> Make:
 def filled(at: Path, *options: object) -> list[object]:
     (at / "out").mkdir()
     (at / "out" / "mine.txt").write_text("precious")
+    (at / "out" / "config.json").write_text("{}")  # what is no model is not replaced at all
     return ["convert", MODEL, "-o", at / "out", *options]
 
 
@@ -707,7 +708,7 @@ QUESTIONS = {
         "repetition.penalty",
         "above 0",
     ),
-    "seed -1": Case(question("--seed", -1), "seed is -1", "0 or more"),
+    "seed -1": Case(question("--seed", -1), "seed is -1", "must be"),
     "seed 2^64": Case(question("--seed", 2**64), "seed", "must be|choose"),
     "max-tokens -1": Case(question("--max-tokens", -1), "--max-tokens", GENERATE_HELP, 2),
     "unknown option": Case(question("--promt", "x"), "--promt", GENERATE_HELP, 2),

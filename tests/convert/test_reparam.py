@@ -113,9 +113,7 @@ def test_fused_expansion_equals_training_block(unit: Unit, relative_error: Error
     case = "rep.mobileone_mult2_se"
     expand = vision.Expand(VisionConfig(dims=(1, 2, 4, 8, 16)))
     kernel = fused(unit, "mobileone_mult2_se")
-    order = mx.array(
-        [*range(0, 32, 2), *range(1, 32, 2)]
-    )  # `WideningConv` holds outputs 0, 2, … then 1, 3, …
+    order = mx.array([*range(0, 32, 2), *range(1, 32, 2)])  # `DepthwiseConv` holds first outputs first
     expand.depthwise.weight, expand.depthwise.bias = kernel.weight[order], kernel.bias[order]
     load_squeeze_excite(expand, unit, f"{case}.train.se")
     assert relative_error(expand(nhwc(unit[f"{case}.x"])), nhwc(unit[f"{case}.y"])) <= 5e-6
@@ -149,11 +147,11 @@ def test_widening_convolution_equals_a_grouped_one(multiplier: int, relative_err
     x = mx.random.normal((2, 9, 6, 8), key=mx.random.key(0))
     weight = mx.random.normal((8 * multiplier, 7, 7, 1), key=mx.random.key(1))
     bias = mx.random.normal((8 * multiplier,), key=mx.random.key(2))
-    conv = vision.WideningConv(8, multiplier, 7, stride=2)
+    conv = vision.DepthwiseConv(8, 7, stride=2, widening=multiplier)
     order = mx.array([i for first in range(multiplier) for i in range(first, 8 * multiplier, multiplier)])
     conv.weight, conv.bias = weight[order], bias[order]
     expected = (mx.conv2d(x, weight, 2, 3, groups=8) + bias)[..., order]
-    assert relative_error(mx.concatenate(conv(x), axis=-1), expected) <= 1e-6
+    assert relative_error(conv(x), expected) <= 1e-6
 
 
 # --- the operations that run ---
@@ -187,7 +185,9 @@ def test_rms_norm_has_the_references_eps(unit: Unit, relative_error: ErrorOf) ->
 
 def test_squeeze_excite_equals_the_references(unit: Unit, relative_error: ErrorOf) -> None:
     expand = vision.Expand(VisionConfig(dims=(1, 2, 4, 8, 16)))
-    expand.depthwise = lambda x: [x[..., 0::2], x[..., 1::2]]  # so that what is squeezed is x itself
+    expand.depthwise = lambda x: mx.concatenate(
+        [x[..., 0::2], x[..., 1::2]], axis=-1
+    )  # so that what is squeezed is x itself
     load_squeeze_excite(expand, unit, "se")
     expected = exact_gelu(nhwc(unit["se.y"]))  # after the gate comes the activation
     assert relative_error(expand(nhwc(unit["se.x"])), expected) <= 2e-6
