@@ -21,9 +21,9 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/tested: $(VENV)/installed requirements-test.txt
-	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev]" -r requirements-test.txt
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps mlx-vlm  # its whole tree is not needed
+$(VENV)/tested: $(VENV)/installed requirements-peers.txt
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-peers.txt
 	touch $@
 
 # Random weights: the mechanics are shown, the answer is noise.

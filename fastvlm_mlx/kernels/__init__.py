@@ -5,7 +5,7 @@ import mlx.core as mx
 from .activation import gelu, swiglu
 from .depthwise import Convolution, stock, toeplitz
 
-__all__ = ["Convolution", "depthwise", "gelu", "swiglu"]
+__all__ = ["Convolution", "depthwise", "gelu", "stock", "swiglu", "toeplitz"]
 
 
 def depthwise(weight: mx.array, stride: int) -> Convolution:
