@@ -1,13 +1,7 @@
-"""The real mlx-lm and mlx-vlm, on the same weights, say the same.
-
-Needs `pip install --no-deps mlx-lm mlx-vlm` and nothing else: their packages' `__init__` import whole
-applications (transformers, servers, audio), so only the modules under test are imported here, unchanged.
-"""
+"""The real mlx-lm and mlx-vlm, on the same weights, say the same."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import peers
 import pytest
 from checkpoints import PACKINGS, Config, Weights, golden, stored
 from mlx.utils import tree_flatten
@@ -34,16 +29,10 @@ def peer() -> Iterator[Callable[[str], ModuleType]]:
     before = set(sys.modules)
 
     def load(module: str) -> ModuleType:
-        parts = module.split(".")
-        if importlib.util.find_spec(parts[0]) is None:  # for people who run the tests without `make`
-            pytest.skip(f"pip install --no-deps {parts[0].replace('_', '-')}")
-        for name in (".".join(parts[:end]) for end in range(1, len(parts))):
-            if name not in sys.modules:
-                spec = importlib.util.find_spec(name)
-                assert spec is not None
-                sys.modules[name] = bare = ModuleType(name)
-                bare.__spec__, bare.__path__ = spec, list(spec.submodule_search_locations or ())
-        return importlib.import_module(module)
+        package = module.partition(".")[0]
+        if not peers.installed(package):  # for people who run the tests without `make`
+            pytest.skip(f"pip install --no-deps {package.replace('_', '-')}")
+        return peers.load(module)
 
     yield load
     for name in set(sys.modules) - before:
