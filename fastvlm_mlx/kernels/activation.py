@@ -1,40 +1,59 @@
 """Activations, each one kernel on a GPU.
 
 `mx.compile` is used on GPUs only: on the CPU it runs a C++ compiler for about a second per kernel,
-which would land in the first answer.
+which would land in the first answer. There, MLX's erf and exp go one value at a time, and twenty-odd
+multiply-adds of whole arrays take a fifth of their time.
 """
 
 import math
+from dataclasses import dataclass
 
 import mlx.core as mx
 
-_RSQRT2 = 1 / math.sqrt(2)
 
-# erf(t) ≈ t·P(t²)/Q(t²) on |t| ≤ 3.9 to 1.5e-8, by weighted least squares (benchmarks/fit_erf.py), lowest
-# power first; from there on erf is 1 to 3.5e-8.
-_ERF_LIMIT = 3.9
-_ERF_P = (1.12837903, 0.191939825, 0.0529667421, 0.00383681971, 0.000287455063, 2.05038452e-06)
-_ERF_Q = (1.0, 0.50343402, 0.114757694, 0.0151090924, 0.00118171901, 3.82305981e-05)
-_P = [0.5 * _RSQRT2 * c / 2**power for power, c in enumerate(_ERF_P)]  # in x = t√2, halved
-_Q = [c / 2**power for power, c in enumerate(_ERF_Q)]
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """An odd function that levels off: x·P(x²)/Q(x²) up to a limit, coefficients lowest power first.
+
+    Fitted by benchmarks/fit_activations.py.
+    """
+
+    limit: float
+    p: tuple[float, ...]
+    q: tuple[float, ...]
+
+    def half_of(self, s: float) -> "Odd":
+        """x -> f(s·x)/2, the scales worked into the coefficients"""
+        p, q = ([c * s ** (2 * power) for power, c in enumerate(part)] for part in (self.p, self.q))
+        return Odd(self.limit / s, tuple(0.5 * s * c for c in p), tuple(q))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        t = mx.clip(x, -self.limit, self.limit)
+        square = t * t
+        return t * _horner(self.p, square) / _horner(self.q, square)
 
 
-def _gelu(x: mx.array) -> mx.array:
-    return x * (1 + mx.erf(x * _RSQRT2)) * 0.5
-
-
-def _gelu_rational(x: mx.array) -> mx.array:
-    """MLX's erf is not vectorised on the CPU; twenty-odd multiply-adds are, and take a fifth of its time."""
-    t = mx.clip(x, -_ERF_LIMIT / _RSQRT2, _ERF_LIMIT / _RSQRT2)
-    square = t * t
-    return x * (0.5 + t * _horner(_P, square) / _horner(_Q, square))
-
-
-def _horner(coefficients: list[float], x: mx.array) -> mx.array:
+def _horner(coefficients: tuple[float, ...], x: mx.array) -> mx.array:
     y = coefficients[-1] * x + coefficients[-2]
     for coefficient in coefficients[-3::-1]:
         y = y * x + coefficient
     return y
+
+
+_HALF_ERF = Odd(  # to 1.5e-8, and 3.5e-8 beyond the limit
+    3.9,
+    (1.12837903, 0.191940583, 0.0529668541, 0.00383685585, 0.000287456477, 2.05038624e-06),
+    (1.0, 0.503434691, 0.114758018, 0.0151091637, 0.00118172894, 3.82306906e-05),
+).half_of(math.sqrt(0.5))
+_HALF_TANH = Odd(  # to 1.8e-8, and 3.0e-8 beyond the limit
+    9.0,
+    (0.999999906, 0.133731956, 0.00348657931, 2.04717872e-05, 1.31841639e-08),
+    (1.0, 0.467064924, 0.0258419694, 0.000327138111, 7.70263885e-07),
+).half_of(0.5)
+
+
+def _gelu(x: mx.array) -> mx.array:
+    return x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -45,17 +64,28 @@ _fused_gelu = mx.compile(_gelu, shapeless=True)
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
+_FEW = 32_768  # elements below which one slow operation costs less than twenty quick ones
+
+
 def _on_gpu() -> bool:
     return mx.default_device() == mx.Device(mx.gpu)
+
+
+def _worth_it(x: mx.array) -> bool:
+    return x.dtype == mx.float32 and x.size > _FEW
 
 
 def gelu(x: mx.array) -> mx.array:
     """By the error function, as the reference."""
     if _on_gpu():
         return _fused_gelu(x)
-    return _gelu_rational(x) if x.dtype == mx.float32 else _gelu(x)
+    return x * (0.5 + _HALF_ERF(x)) if _worth_it(x) else _gelu(x)
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) · up"""
-    return _fused_swiglu(gate, up) if _on_gpu() else _swiglu(gate, up)
+    if _on_gpu():
+        return _fused_swiglu(gate, up)
+    if _worth_it(gate):  # the logistic function is half of 1 + tanh(x/2)
+        return gate * (0.5 + _HALF_TANH(gate)) * up
+    return _swiglu(gate, up)

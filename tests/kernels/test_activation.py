@@ -8,12 +8,12 @@ import pytest
 from fastvlm_mlx.kernels import activation
 
 
-@pytest.mark.parametrize("gelu", [activation._gelu, activation._gelu_rational, activation.gelu])
+@pytest.mark.parametrize("gelu", [activation._gelu, activation.gelu])
 def test_gelu_is_exact_everywhere(gelu: Callable[[mx.array], mx.array]) -> None:
     x = np.concatenate([np.linspace(-40, 40, 20001), np.linspace(-4, 4, 20001)]).astype(np.float32)
     expected = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(np.float64)]
     error = np.abs(np.array(gelu(mx.array(x)), np.float64) - expected)
-    assert error.max() < 2e-6  # two steps of float32 at 40
+    assert error.max() < 4e-6  # a step of float32 at 40
     assert error[np.abs(x) < 4].max() < 8e-7  # the tanh form is off by 5e-4
 
 
@@ -23,3 +23,12 @@ def test_gelu_keeps_half_types(dtype: mx.Dtype) -> None:
     found = activation.gelu(x.astype(dtype))
     assert found.dtype == dtype
     assert mx.abs(found.astype(mx.float32) - activation.gelu(x)).max() < 0.05
+
+
+@pytest.mark.parametrize("swiglu", [activation._swiglu, activation.swiglu])
+def test_swiglu_is_exact_everywhere(swiglu: Callable[[mx.array, mx.array], mx.array]) -> None:
+    x = np.concatenate([np.linspace(-60, 60, 20001), np.linspace(-4, 4, 20001)]).astype(np.float32)
+    expected = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64))) * 2
+    error = np.abs(np.array(swiglu(mx.array(x), mx.full(x.shape, 2.0)), np.float64) - expected)
+    assert error.max() < 8e-6  # a step of float32 at 120
+    assert error[np.abs(x) < 4].max() < 2e-6
