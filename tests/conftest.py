@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fastvlm_mlx.convert.run import convert
+
 NUMBERS = checkpoints.GOLDEN / "numbers"
 
 
@@ -58,10 +60,14 @@ def pixels(numbers: dict[str, np.ndarray]) -> dict[str, mx.array]:
 
 @pytest.fixture(scope="session")
 def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a golden checkpoint or a variant, written on first use."""
+    """The directory of a golden checkpoint or a variant, written on first use; of "NAME, converted" too."""
 
     @cache
     def directory(name: str) -> Path:
+        source, _, converted = name.partition(", ")
+        if converted:
+            destination = tmp_path_factory.mktemp("converted") / source
+            return convert(directory(source), destination, dtype=mx.float32).destination
         if name not in checkpoints.VARIANTS:
             return checkpoints.golden(name)
         return checkpoints.build(checkpoints.VARIANTS[name], tmp_path_factory.mktemp("variant") / name)

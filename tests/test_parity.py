@@ -24,7 +24,8 @@ ErrorOf = Callable[[Any, Any], float]
 
 NAMES = [*LAYOUT_OF, *VARIANTS]
 GOLD_OF = dict.fromkeys(LAYOUT_OF, "untied") | {name: variant.gold for name, variant in VARIANTS.items()}
-FLOAT32 = [name for name in NAMES if GOLD_OF[name] in ("untied", "tied")]
+GOLD_OF |= {f"{name}, converted": gold for name, gold in GOLD_OF.items()}
+FLOAT32 = [name for name in GOLD_OF if GOLD_OF[name] in ("untied", "tied")]
 TOWER, LOGITS = 2e-5, 5e-5
 
 STAGE_OF = {
@@ -241,6 +242,21 @@ def test_greedy_tokens_of_a_tied_head_are_the_float64_decoders(
 # --- batches ---
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_converted_checkpoint_computes_what_its_source_does(
+    name: str, vlm_of: VLMOf, prompt_of: Callable[[VLM, str], Prompt]
+) -> None:
+    source, converted = vlm_of(name), vlm_of(f"{name}, converted")
+    assert (converted.layout, converted.config.image) == ("fastvlm-mlx", source.config.image)
+    assert converted.config.eos_token_ids == source.config.eos_token_ids
+    assert converted.tokenizer.encode("<|im_start|>naïve 🐕‍🦺") == source.tokenizer.encode(
+        "<|im_start|>naïve 🐕‍🦺"
+    )
+    for run in ("one.B", "two.AC"):
+        both = [vlm.logits(prompt_of(vlm, run)) for vlm in (source, converted)]
+        assert mx.array_equal(*both), run
+
+
 @pytest.mark.parametrize("name", LAYOUT_OF)
 def test_a_batch_of_pictures_equals_one_by_one(
     name: str, vlm_of: VLMOf, pixels: dict[str, mx.array], relative_error: ErrorOf
@@ -309,7 +325,7 @@ def test_bf16_weights_give_the_references_logits(
     assert relative_error(vlm.logits(prompt_of(vlm, run)), numbers[f"bf16w.{run}.logits"][0]) <= allowed
 
 
-@pytest.mark.parametrize("name", [name for name, gold in GOLD_OF.items() if gold in ("fp16", "quantized")])
+@pytest.mark.parametrize("name", [name for name in NAMES if GOLD_OF[name] in ("fp16", "quantized")])
 def test_narrow_weights_compute_as_the_float32_weights_they_stand_for(
     name: str,
     vlm_of: VLMOf,
