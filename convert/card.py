@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .verify import Comparison
 
+APPLE = b"Apple"  # whose licence it is
 NOTICE = (
     "Apple's FastVLM weights are licensed for research only. This is a modified version of them (fused and "
     "re-laid out for MLX, perhaps quantized); the licence beside it applies and must travel with every copy."
@@ -36,7 +37,15 @@ def licences(source: Path) -> dict[str, bytes]:
     }
 
 
-def render(facts: Facts, licensed: bool, comparison: Comparison | None) -> str:
+def notice(found: Mapping[str, bytes]) -> str | None:
+    """What to say about licence files that came along."""
+    if not found:
+        return None
+    apples = any(APPLE in content for content in found.values())
+    return NOTICE if apples else f"The source's licence applies: {', '.join(found)}."
+
+
+def render(facts: Facts, notice: str | None, comparison: Comparison | None) -> str:
     rows = [
         ("converted from", f"`{facts.source}` ({facts.layout} layout)"),
         ("by", f"fastvlm-mlx {facts.version}"),
@@ -49,7 +58,7 @@ def render(facts: Facts, licensed: bool, comparison: Comparison | None) -> str:
     ]
     parts = [
         "---\nlibrary_name: fastvlm-mlx\npipeline_tag: image-text-to-text\ntags: [mlx, fastvlm]\n"
-        + ("license: other\nlicense_name: apple-amlr\n" if licensed else "")
+        + ("license: other\nlicense_name: apple-amlr\n" if notice == NOTICE else "")
         + "---\n",
         f"# {facts.source} for fastvlm-mlx\n",
         "```\npip install fastvlm-mlx\nfastvlm-mlx generate picture.jpg --model PATH --prompt "
@@ -62,8 +71,8 @@ def render(facts: Facts, licensed: bool, comparison: Comparison | None) -> str:
     if comparison:
         parts.append("## Against the source, both computed in float32\n")
         parts.append(_table(("measure", "value"), comparison.rows()))
-    if licensed:
-        parts.append(f"## Licence\n\n{NOTICE}\n")
+    if notice:
+        parts.append(f"## Licence\n\n{notice}\n")
     return "\n".join(parts)
 
 

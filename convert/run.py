@@ -73,19 +73,18 @@ def convert(
         remarks=remarks,
     )
     licences = card.licences(source)
+    notice = card.notice(licences)
     comparison: Comparison | None = None
 
     def finish(folder: Path) -> None:
         nonlocal comparison
         comparison = compare(source, folder) if verify else None
-        (folder / "README.md").write_text(card.render(facts, bool(licences), comparison), encoding="utf-8")
+        (folder / "README.md").write_text(card.render(facts, notice, comparison), encoding="utf-8")
 
     checkpoint.save(
         destination, config, weights, tokenizer, licences, finish, overwrite=overwrite, progress=progress
     )
-    return Converted(
-        destination, layout, config, total, bits, remarks, card.NOTICE if licences else None, comparison
-    )
+    return Converted(destination, layout, config, total, bits, remarks, notice, comparison)
 
 
 def _read(source: Path, tokenizer: Tokenizer) -> tuple[str, ModelConfig, FusedWeights]:

@@ -54,7 +54,7 @@ def load(directory: Path, dtype: mx.Dtype | None = None) -> Loaded:
         else:
             from .convert.translate import translate
 
-            translated = translate(directory)
+            translated = translate(directory, tokenizer.result())
             layout, config, weights = translated.layout, translated.config, translated.weights
         on_cpu = mx.default_device() != mx.Device(mx.gpu)
         computed = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
@@ -65,6 +65,9 @@ def load(directory: Path, dtype: mx.Dtype | None = None) -> Loaded:
         model.load_weights(list(weights.items()))
         for array in weights.values():
             mx.eval(array)
+        room = mx.device_info().get("max_recommended_working_set_size")  # Apple GPUs alone report one
+        if room:
+            mx.set_wired_limit(int(room))  # keeps the weights of large models from being paged out
         return Loaded(model, config, tokenizer.result(), layout, computed)
 
 

@@ -194,7 +194,8 @@ def convert(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Compare the result with the source; the table goes to the model card."
+            "--verify",
+            help="Compare with the source (both in float32, in turn); the table goes to the model card.",
         ),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
