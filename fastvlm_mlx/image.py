@@ -238,8 +238,10 @@ def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
     try:
         orientation = original.getexif().get(ExifTags.Base.Orientation)
     except _BROKEN:  # a picture whose EXIF block is torn is still a picture
-        return image
-    return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
+        orientation = None
+    upright = image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
+    upright.info.clear()  # an orientation that was followed must not be followed again
+    return upright
 
 
 def _opaque(image: Image.Image) -> Image.Image:

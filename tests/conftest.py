@@ -1,9 +1,11 @@
-"""What several tests share: the golden numbers, loaded models, and how far apart two arrays are."""
+"""What several tests share: the command, golden numbers, loaded models, how far apart two arrays are."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,9 +18,13 @@ import checkpoints
 import mlx.core as mx
 import numpy as np
 import pytest
+from command import Ran, Run
 from safetensors.numpy import load_file
 
+from fastvlm_mlx import cli
 from fastvlm_mlx.convert.run import convert
+
+pytest.register_assert_rewrite("refusals")
 
 NUMBERS = checkpoints.GOLDEN / "numbers"
 
@@ -84,3 +90,22 @@ def vlm_of(directory_of: Callable[[str], Path]) -> Callable[[str], fastvlm_mlx.V
         return fastvlm_mlx.load(directory_of(name), dtype="float32")
 
     return vlm
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The installed command's entry, in this process."""
+    for name in (cli.MODEL_VARIABLE, "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: object, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "argv", ["fastvlm-mlx", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return Ran(left.value.code, *capfd.readouterr())
+
+    return run

@@ -1,0 +1,61 @@
+"""Questions with an option that cannot be, about a good picture to a good model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from command import MODEL
+from pictures import TALL
+from refusals import Case, Make
+
+GENERATE_HELP = r"fastvlm-mlx generate --help"
+
+
+def question(*options: object) -> Make:
+    """About a good picture to a good model."""
+    return lambda at: ["generate", TALL, "-m", MODEL, *options]
+
+
+QUESTIONS = {
+    "no model": Case(lambda at: ["generate", TALL], "model", "--model 0.5b"),
+    "nothing asked": Case(lambda at: ["generate", "-m", MODEL], "nothing to do", "--prompt"),
+    "an empty prompt": Case(question("-p", " "), "--prompt", "ask something"),
+    "fewer pictures than marks": Case(
+        question("-p", "<image> and <image>"), r"marks 2 place.*1 picture", "give one picture for each mark"
+    ),
+    "more pictures than marks": Case(
+        lambda at: ["generate", TALL, TALL, "-m", MODEL, "-p", "<image>?"],
+        r"marks 1 place.*2 picture",
+        "give one picture for each mark",
+    ),
+    "a mark in the system prompt": Case(question("--system", "<image>"), "system prompt", "user's text"),
+    "image size 100": Case(question("--image-size", 100), "image.size 100", "choose 64 or 128"),
+    "image size -64": Case(question("--image-size", -64), "image.size -64", "choose 64"),
+    "image size 0": Case(question("--image-size", 0), "image.size 0", "choose 64"),
+    "image size 1,000,000": Case(question("--image-size", 1_000_000), "image.size", "choose 16384 or less"),
+    "unknown image mode": Case(question("--image-mode", "zoom"), "image.mode 'zoom'", "choose one of pad"),
+    "unknown dtype": Case(question("--dtype", "int4"), "dtype 'int4'", "choose one of float16"),
+    "temperature -1": Case(question("--temp", -1), r"temperature is -1", "must be 0 .* or more"),
+    "temperature nan": Case(question("--temp", "nan"), r"temperature is nan", "must be 0 .* or more"),
+    "temperature hot": Case(question("--temp", "hot"), "--temperature", GENERATE_HELP, 2),
+    "top_p 0": Case(question("--top-p", 0), "top.p is 0", "above 0 and at most 1"),
+    "top_p 2": Case(question("--top-p", 2), "top.p is 2", "above 0 and at most 1"),
+    "top_k -1": Case(question("--top-k", -1), "top.k is -1", "0 .* or more"),
+    "min_p 2": Case(question("--min-p", 2), "min.p is 2", "from 0 .* to 1"),
+    "repetition penalty 0": Case(question("--repetition-penalty", 0), "repetition.penalty", "above 0"),
+    "seed -1": Case(question("--seed", -1), "seed is -1", "must be"),
+    "seed 2^64": Case(question("--seed", 2**64), "seed", "must be|choose"),
+    "max-tokens -1": Case(question("--max-tokens", -1), "--max-tokens", GENERATE_HELP, 2),
+    "unknown option": Case(question("--promt", "x"), "--promt", GENERATE_HELP, 2),
+    "unknown verb": Case(lambda at: ["generat", TALL], "'generat'", "fastvlm-mlx --help", 2),
+    "half a character": Case(question("-p", "what\udcff?"), "half a character", "pass valid Unicode"),
+    "doctor of nothing": Case(lambda at: ["doctor", at / "gone"], "gone", "give a model directory"),
+}
+
+
+@pytest.mark.parametrize("case", QUESTIONS.values(), ids=QUESTIONS)
+def test_a_bad_question_is_one_line_and_changes_nothing(
+    expect_refusal: Callable[[Case], None], case: Case
+) -> None:
+    expect_refusal(case)
