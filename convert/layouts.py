@@ -67,8 +67,8 @@ def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", template)
     return re.compile(
         "".join(
-            f"(?P<{part}>{_PLACEHOLDERS[part]})" if odd else re.escape(part)
-            for part, odd in zip(parts, [False, True] * len(parts), strict=False)
+            f"(?P<{part}>{_PLACEHOLDERS[part]})" if index % 2 else re.escape(part)
+            for index, part in enumerate(parts)
         )
     )
 

@@ -100,7 +100,8 @@ def generate(
     reference: Annotated[
         bool,
         typer.Option(
-            help="Read pictures exactly as the PyTorch reference does: EXIF and transparency ignored."
+            "--reference",
+            help="Read pictures exactly as the PyTorch reference does: EXIF and transparency ignored.",
         ),
     ] = False,
     dtype: Annotated[

@@ -265,7 +265,7 @@ def _from_wide_gray(image: Image.Image) -> Image.Image:
             gray[values == clear] = 255
         return Image.fromarray(gray)
     finite = values[np.isfinite(values)].astype(np.float64)
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     within = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
     return Image.fromarray(np.rint((within - low) * (255 / ((high - low) or 1.0))).astype(np.uint8))
 

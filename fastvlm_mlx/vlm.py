@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Unpack
 
 import mlx.core as mx
 import numpy as np
@@ -18,9 +18,6 @@ from .models.fastvlm import FastVLM
 from .prompt import Prompt, assemble, render
 from .sampling import Options, Sampling
 from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # typing.Unpack came with Python 3.11
 
 Image = image.Source | mx.array
 
