@@ -73,7 +73,8 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(ratio * dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(gelu(self.fc1(self.depthwise(x))))
+        x = self.depthwise(x)
+        return kernels.by_rows(lambda rows: self.fc2(gelu(self.fc1(rows))), x, self.fc1.weight.shape[0])
 
 
 class RepMixerBlock(nn.Module):

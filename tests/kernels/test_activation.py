@@ -5,6 +5,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from fastvlm_mlx import kernels
 from fastvlm_mlx.kernels import activation
 
 
@@ -32,3 +33,11 @@ def test_swiglu_is_exact_everywhere(swiglu: Callable[[mx.array, mx.array], mx.ar
     error = np.abs(np.array(swiglu(mx.array(x), mx.full(x.shape, 2.0)), np.float64) - expected)
     assert error.max() < 8e-6  # a step of float32 at 120
     assert error[np.abs(x) < 4].max() < 2e-6
+
+
+def test_running_by_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_RUN_FLOATS", 100)
+    x, weight = (mx.random.normal(s, key=mx.random.key(0)) for s in ((2, 3, 5, 8), (16, 8)))
+    found = kernels.by_rows(lambda rows: rows @ weight.T, x, 16)
+    assert found.shape == (2, 3, 5, 16)
+    assert mx.allclose(found, x @ weight.T, rtol=1e-5, atol=1e-6)
