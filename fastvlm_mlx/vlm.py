@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from . import checkpoint, generate, hub, image
 from .checkpoint import Loaded
@@ -19,7 +20,8 @@ from .prompt import Prompt, assemble, render
 from .sampling import Options, Sampling
 from .tokenizer import Tokenizer
 
-Image = image.Source | mx.array
+Pixels = mx.array | npt.NDArray[Any]  # floats; of numpy's arrays, uint8 is read as a picture file would be
+Image = image.Source | Pixels
 
 
 def load(name: str | Path, dtype: str | mx.Dtype | None = None, *, revision: str | None = None) -> VLM:
@@ -48,11 +50,11 @@ class VLM:
         self.layout: str = loaded.layout
         self.dtype: mx.Dtype = loaded.dtype
 
-    def vision(self, pixels: mx.array) -> mx.array:
+    def vision(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, H/64, W/64, features)"""
         return self.model.vision(_checked(pixels))
 
-    def encode_image(self, pixels: mx.array) -> mx.array:
+    def encode_image(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, tokens, d), as the language model sees them"""
         return self.model.encode_image(_checked(pixels))
 
@@ -108,13 +110,16 @@ class VLM:
 
 
 def _pixels(source: Image, size: int, mode: str, reference: bool) -> mx.array:
+    if isinstance(source, mx.array) and source.dtype == mx.uint8:
+        source = np.array(source)
     if isinstance(source, mx.array) or (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
-        return _checked(mx.array(source))
+        return _checked(source)
     return mx.array(image.preprocess(source, size, mode, reference=reference))[None]
 
 
-def _checked(pixels: mx.array) -> mx.array:
+def _checked(given: Pixels) -> mx.array:
     """Floats (H, W, 3) or (B, H, W, 3), sides multiples of 64, as a batch."""
+    pixels = mx.array(given)
     pixels = pixels[None] if pixels.ndim == 3 else pixels
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or not mx.issubdtype(pixels.dtype, mx.floating):
         raise ImageError(

@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Callable
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
-from fastvlm_mlx import VLM, Finished, Prefilled, PromptError, Token, generate
+from fastvlm_mlx import VLM, Finished, ImageError, Prefilled, PromptError, Token, generate
 
 Vlm = Callable[[str], VLM]
 
@@ -112,13 +113,32 @@ def test_a_reader_may_leave_early(vlm: VLM) -> None:
 
 
 def test_pictures_may_be_files_arrays_or_floats(vlm: VLM) -> None:
-    import numpy as np
+
     from PIL import Image
 
     from fastvlm_mlx.image import preprocess
 
     array = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     ready = preprocess(array, 256)
-    kinds = (array, Image.fromarray(array), ready, mx.array(ready), mx.array(ready)[None])
+    kinds = (
+        array,
+        mx.array(array),
+        Image.fromarray(array),
+        ready,
+        ready.astype(np.float64),
+        mx.array(ready),
+        mx.array(ready)[None],
+    )
     answers = {vlm.generate(vlm.prompt("Hm?", [kind]), max_tokens=6).ids for kind in kinds}
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (65, 64, 3), (0, 64, 3), (64, 64)])
+def test_pixels_of_another_shape_are_refused(vlm: VLM, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError):
+        vlm.vision(np.zeros(shape, np.float32))
+
+
+def test_bytes_are_not_taken_for_pixels(vlm: VLM) -> None:
+    with pytest.raises(ImageError, match="uint8"):
+        vlm.encode_image(np.zeros((64, 64, 3), np.uint8))  # type: ignore[arg-type]
