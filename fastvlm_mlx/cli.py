@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from . import __version__
+from . import __version__, tell
 from .config import STRIDE
 from .errors import ConfigError, FastVLMError, PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from .convert.quantize import Recipe
-    from .convert.run import Converted
-    from .generate import Answer, Event
 
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
 DEFAULT_QUESTION = "Describe the image."
@@ -43,7 +41,7 @@ def root(
 ) -> None:
     """Apple's FastVLM on Apple Silicon: ask questions about pictures, convert checkpoints."""
     if version:
-        print_line(__version__)
+        tell.print_line(__version__)
         raise typer.Exit
 
 
@@ -161,11 +159,11 @@ def generate(
         reference=reference,
     )
     events = vlm.stream(question, max_tokens=max_tokens, **sampling)
-    answer = collect(events if as_json else _printed(events))
+    answer = collect(events if as_json else tell.printed(events))
     if as_json:
-        print_line(json.dumps(_as_dict(answer, model), ensure_ascii=False))
+        tell.print_line(json.dumps(tell.as_dict(answer, model), ensure_ascii=False))
     if stats:
-        _say(_stats(answer))
+        tell.say(tell.stats(answer))
 
 
 @app.command(no_args_is_help=True)
@@ -241,9 +239,9 @@ def convert(
             verify=verify,
             progress=advance,
         )
-    _report(done)
+    tell.report(done)
     if upload_repo:
-        print_line(hub.upload(output, upload_repo, private=hub_private))
+        tell.print_line(hub.upload(output, upload_repo, private=hub_private))
 
 
 @app.command(no_args_is_help=True)
@@ -271,60 +269,12 @@ def doctor(
         import dataclasses
 
         body = dataclasses.asdict(report) | {"healthy": report.healthy}
-        print_line(json.dumps(body, ensure_ascii=False, default=str))
+        tell.print_line(json.dumps(body, ensure_ascii=False, default=str))
     else:
         from .convert.report import print_report
 
         print_report(report)
     raise typer.Exit(0 if report.healthy else 1)
-
-
-def print_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-
-
-def _printed(events: Iterator[Event]) -> Iterator[Event]:
-    """Show the answer as it comes."""
-    from .generate import Finished, Token
-
-    for event in events:
-        if isinstance(event, Token):
-            sys.stdout.write(event.text)
-            sys.stdout.flush()
-        elif isinstance(event, Finished):
-            print_line(event.text)
-        yield event
-
-
-def _as_dict(answer: Answer, model: str) -> dict[str, object]:
-    return {
-        "text": answer.text,
-        "model": model,
-        "reason": answer.reason,
-        "tokens": len(answer.ids),
-        "image_tokens": answer.image_tokens,
-        "text_tokens": answer.text_tokens,
-        "vision_s": round(answer.vision_s, 4),
-        "prefill_s": round(answer.prefill_s, 4),
-        "decode_s": round(answer.decode_s, 4),
-        "tokens_per_s": round(answer.tokens_per_s, 2),
-        "peak_bytes": answer.peak_bytes,
-    }
-
-
-def _stats(answer: Answer) -> str:
-    asked = answer.image_tokens + answer.text_tokens
-    return (
-        f"vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens\n"
-        f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text)\n"
-        f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
-        f"ended by {answer.reason}\n"
-        f"memory   {answer.peak_bytes / 2**30:8.2f} GiB at most"
-    )
 
 
 def _recipe(quantize: bool, bits: int | None, name: str | None, pictures: bool) -> Recipe | None:
@@ -342,20 +292,6 @@ def _recipe(quantize: bool, bits: int | None, name: str | None, pictures: bool) 
         return None
     recipe = RECIPES[name] if name else uniform(bits or 4)
     return recipe.with_pictures() if pictures else recipe
-
-
-def _report(done: Converted) -> None:
-    _say(
-        f"{done.destination}: {done.bytes / 1e6:,.1f} MB from the {done.layout} layout, language model "
-        f"{done.bits_per_weight:.2f} bits per weight"
-    )
-    for remark in done.remarks:
-        _say(f"note: {remark}")
-    if done.comparison:
-        for what, value in done.comparison.rows():
-            _say(f"  {what:<46} {value}")
-    if done.licence:
-        _say(done.licence)
 
 
 def _progress(what: str) -> AbstractContextManager[Callable[[int, int], None]]:
@@ -379,7 +315,7 @@ def main() -> NoReturn:
         command = error.ctx.command_path if error.ctx else "fastvlm-mlx"
         text = error.format_message().rstrip(".")
         if text.startswith("Usage:"):  # asked for nothing: the help is the answer
-            print_line(text)
+            tell.print_line(text)
             status = 2
         else:
             status = _failed(f"{text}; try `{command} --help`", 2)
@@ -396,7 +332,7 @@ def main() -> NoReturn:
 
 
 def _failed(text: str, status: int) -> int:
-    _say(f"fastvlm-mlx: {' '.join(text.splitlines())}" if text else "")
+    tell.say(f"fastvlm-mlx: {' '.join(text.splitlines())}" if text else "")
     return status
 
 

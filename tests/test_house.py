@@ -18,6 +18,7 @@ FLOORS = (
     "models.fastvlm",
     "checkpoint hub generate",
     "vlm convert",
+    "tell",
     "cli",
     "__main__",
 )

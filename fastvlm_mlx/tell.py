@@ -1,0 +1,73 @@
+"""How results are told: answers on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .convert.run import Converted
+    from .generate import Answer, Event
+
+
+def print_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def printed(events: Iterator[Event]) -> Iterator[Event]:
+    """Show the answer as it comes."""
+    from .generate import Finished, Token
+
+    for event in events:
+        if isinstance(event, Token):
+            sys.stdout.write(event.text)
+            sys.stdout.flush()
+        elif isinstance(event, Finished):
+            print_line(event.text)
+        yield event
+
+
+def as_dict(answer: Answer, model: str) -> dict[str, object]:
+    return {
+        "text": answer.text,
+        "model": model,
+        "reason": answer.reason,
+        "tokens": len(answer.ids),
+        "image_tokens": answer.image_tokens,
+        "text_tokens": answer.text_tokens,
+        "vision_s": round(answer.vision_s, 4),
+        "prefill_s": round(answer.prefill_s, 4),
+        "decode_s": round(answer.decode_s, 4),
+        "tokens_per_s": round(answer.tokens_per_s, 2),
+        "peak_bytes": answer.peak_bytes,
+    }
+
+
+def stats(answer: Answer) -> str:
+    asked = answer.image_tokens + answer.text_tokens
+    return (
+        f"vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens\n"
+        f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text)\n"
+        f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
+        f"ended by {answer.reason}\n"
+        f"memory   {answer.peak_bytes / 2**30:8.2f} GiB at most"
+    )
+
+
+def report(done: Converted) -> None:
+    say(
+        f"{done.destination}: {done.bytes / 1e6:,.1f} MB from the {done.layout} layout, language model "
+        f"{done.bits_per_weight:.2f} bits per weight"
+    )
+    for remark in done.remarks:
+        say(f"note: {remark}")
+    if done.comparison:
+        for what, value in done.comparison.rows():
+            say(f"  {what:<46} {value}")
+    if done.licence:
+        say(done.licence)
