@@ -53,6 +53,7 @@ types: $(VENV)/tested
 	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastvlm_mlx
 
 bench: $(VENV)/tested
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/against_mlx_vlm.py --sizes 256 512 1024
 	$(BIN)/python benchmarks/convert_memory.py 0.5b 7b
 

@@ -176,6 +176,10 @@ def _sizes(raw: Mapping[str, Any], processor: Mapping[str, Any]) -> Iterable[obj
     yield math.isqrt(tokens) * STRIDE if isinstance(tokens, int) else None
 
 
+def quantization(raw: Mapping[str, Any], where: Path) -> Mapping[str, Any]:
+    return _get(raw, "quantization", dict, where) or {}
+
+
 def eos_token_ids(raw: Mapping[str, Any], directory: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Every id that ends an answer. Sampling settings in generation_config.json are the reference's
     to hide (it renames the file while it runs), so only the stop ids are read from it."""

@@ -92,8 +92,13 @@ def quantize(config: ModelConfig, weights: FusedWeights, recipe: Recipe, group_s
         else:
             ordered[name] = array
     remarks = tuple(
-        f"{count} matrices of {width} inputs: {f'groups of {group}' if group else 'dense'}, "
-        f"as {group_size} does not divide {width}"
+        f"{count} matrices of {width} inputs: "
+        + (
+            f"groups of {group}, as {group_size} does not divide"
+            if group
+            else "dense, as no group size divides"
+        )
+        + f" {width}"
         for (width, group), count in sorted(misfits.items(), key=str)
     )
     return Quantized(dataclasses.replace(config, quantization=plan), FusedWeights(ordered), remarks)

@@ -89,7 +89,7 @@ def _check(
 ) -> dict[str, Quantization]:
     """Every tensor there, in its shape, and none besides; says how the quantized ones were packed."""
     expected = rawform.raw_form(vision, vision.feature_dim, text, found)
-    packed = rawform.pack(expected, found, raw_config.get("quantization") or {})
+    packed = rawform.pack(expected, found, foreign.quantization(raw_config, where / checkpoint.CONFIG))
     different = rawform.differences(found, expected, tied=text.tied)
     for names, what in (
         (different.missing, "is missing; the checkpoint is incomplete"),
@@ -100,7 +100,8 @@ def _check(
                 f"{where}: tensor {layout.stored_name(names[0])!r} {what} ({len(names)} such); "
                 f"run `fastvlm-mlx doctor {where}`"
             )
-    for name in different.wrong:
+    if different.wrong:
+        name = different.wrong[0]
         raise CheckpointError(
             f"{where}: tensor {layout.stored_name(name)!r} has shape {found[name]} where {expected[name]} "
             f"belongs (height and width before channels); run `fastvlm-mlx doctor {where}`"
@@ -112,5 +113,8 @@ def _check_modes(raw: RawWeights, raw_config: Mapping[str, Any], file: Path) -> 
     for name in raw:
         base = re.sub(r"\.scales$", "", name)
         if base != name and f"{base}.biases" not in raw:
-            mode = (raw_config.get("quantization") or {}).get("mode", "unknown")
-            raise CheckpointError(f"{file}: quantization mode {mode!r}; only 'affine' is read here")
+            mode = foreign.quantization(raw_config, file).get("mode", "unknown")
+            raise CheckpointError(
+                f"{file}: quantization mode {mode!r}, and only 'affine' is read here; quantize the original "
+                "checkpoint again in that mode"
+            )

@@ -44,7 +44,10 @@ class Comparison:
 
 def compare(source: Path, result: Path) -> Comparison:
     """One model in memory at a time."""
-    before, after = _outputs(source), _outputs(result)
+    before = _outputs(source)
+    _refuse_broken(before, f"{source}", f"the weights are damaged, run `fastvlm-mlx doctor {source}`")
+    after = _outputs(result)
+    _refuse_broken(after, "the result", "its dtype is too narrow for these weights, try --dtype bfloat16")
     gap = kl = agree = 0.0
     peak = 0.0
     count = 0
@@ -83,20 +86,16 @@ def _outputs(directory: Path) -> _Outputs:
         hidden = model.language(model.embed(prompt), model.language.new_caches())[0]
         wanted = hidden if isinstance(prompt[-1], Text) and len(prompt) == 1 else hidden[-32:]
         logits.append(np.array(model.language.logits(wanted)[:, : tokenizer.size]))
-    broken = [name for name, arrays in (("features", features), ("logits", logits)) if not _finite(arrays)]
-    if broken:
-        raise CheckpointError(
-            f"{directory}: its {broken[0]} are not finite (NaN or infinite); the weights are damaged, "
-            f"run `fastvlm-mlx doctor {directory}`"
-        )
     del model, loaded
     gc.collect()
     mx.clear_cache()
     return _Outputs(features, logits)
 
 
-def _finite(arrays: Sequence[np.ndarray]) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in arrays)
+def _refuse_broken(outputs: _Outputs, whose: str, repair: str) -> None:
+    for name, arrays in (("features", outputs.features), ("logits", outputs.logits)):
+        if not all(bool(np.isfinite(array).all()) for array in arrays):
+            raise CheckpointError(f"{whose}: {name} are not finite (NaN or infinite); {repair}")
 
 
 def _pictures(size: int) -> list[np.ndarray]:

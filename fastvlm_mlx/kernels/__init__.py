@@ -15,7 +15,7 @@ _RUN_FLOATS = 2**20
 def by_rows(layer: Callable[[mx.array], mx.array], x: mx.array, width: int) -> mx.array:
     """`layer` of every row of x (…, C), which is at most `width` wide on the way.
 
-    On the CPU in runs of rows small enough to stay in cache (a sixth of an encode at 1024 px).
+    On the CPU in runs of rows small enough to stay in cache.
     """
     rows = max(1, _RUN_FLOATS // width)
     count = -(-x.size // (x.shape[-1] * rows))

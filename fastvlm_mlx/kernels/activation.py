@@ -2,7 +2,7 @@
 
 `mx.compile` is used on GPUs only: on the CPU it runs a C++ compiler for about a second per kernel,
 which would land in the first answer. There, MLX's erf and exp go one value at a time, and twenty-odd
-multiply-adds of whole arrays take a fifth of their time.
+multiply-adds of whole arrays are quicker (`benchmarks/against_mlx_vlm.py`).
 """
 
 import math

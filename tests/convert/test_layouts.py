@@ -373,5 +373,5 @@ def test_other_quantization_modes_are_refused(name: str, tokenizer: Tokenizer, d
     weights = {k: v for k, v in checkpoints.stored(directory).items() if not k.endswith(".biases")}
     config = json.loads((directory / "config.json").read_text())
     config["quantization"]["mode"] = "mxfp4"
-    with pytest.raises(CheckpointError, match=r"mode 'mxfp4'; only 'affine'"):
+    with pytest.raises(CheckpointError, match=r"mode 'mxfp4', and only 'affine'.*quantize the original"):
         from_stored(MLX_VLM, weights, config, directory, tokenizer)

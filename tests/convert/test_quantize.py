@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from fastvlm_mlx import checkpoint
 from fastvlm_mlx.config import from_json, read_json
 from fastvlm_mlx.convert.quantize import RECIPES, Recipe, uniform
 from fastvlm_mlx.convert.run import Converted, convert
-from fastvlm_mlx.errors import ConfigError
+from fastvlm_mlx.errors import CheckpointError, ConfigError
 
 Convert = Callable[..., Converted]
 GROUPS_OF_64 = {64: 64, 192: 64}
@@ -112,3 +113,18 @@ def test_quantizing_twice_is_refused_and_copying_is_not(converted: Convert, tmp_
 def test_bits_per_weight_counts_scales_too(converted: Convert) -> None:
     assert converted(None, dtype=mx.float16).bits_per_weight == 16
     assert 4.5 < converted(uniform(4), dtype=mx.float16).bits_per_weight < 4.7
+
+
+def test_a_result_too_narrow_for_its_weights_is_told_as_that(
+    directory_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(directory_of("apple-fused"), source)
+    weights = dict(mx.load(str(source / "model.safetensors")))  # type: ignore[arg-type]
+    weights["model.embed_tokens.weight"] = (
+        weights["model.embed_tokens.weight"] * 1e6
+    )  # finite, beyond float16
+    mx.save_safetensors(str(source / "model.safetensors"), weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="the result: logits are not finite.*--dtype bfloat16"):
+        convert(source, tmp_path / "out", dtype=mx.float16, verify=True)
+    assert not (tmp_path / "out").exists()

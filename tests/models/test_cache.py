@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -41,7 +41,7 @@ def keys_and_values(length: int, seed: int = 0, dtype: mx.Dtype = mx.float32) ->
 def test_what_was_put_in_comes_out_in_order(lengths: list[int]) -> None:
     keys, values = keys_and_values(sum(lengths))
     cache = KVCache()
-    for start, end in zip([0, *accumulate(lengths)], accumulate(lengths), strict=False):
+    for start, end in pairwise([0, *accumulate(lengths)]):
         k, v = cache.extend(keys[:, :, start:end], values[:, :, start:end])
         assert cache.offset == end
         assert mx.array_equal(k, keys[:, :, :end])
