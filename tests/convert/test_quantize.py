@@ -121,10 +121,8 @@ def test_a_result_too_narrow_for_its_weights_is_told_as_that(
     source = tmp_path / "source"
     shutil.copytree(directory_of("apple-fused"), source)
     weights = dict(mx.load(str(source / "model.safetensors")))  # type: ignore[arg-type]
-    weights["model.embed_tokens.weight"] = (
-        weights["model.embed_tokens.weight"] * 1e6
-    )  # finite, beyond float16
+    weights["model.embed_tokens.weight"] *= 1e6  # finite, and beyond float16
     mx.save_safetensors(str(source / "model.safetensors"), weights, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="the result: logits are not finite.*--dtype bfloat16"):
+    with pytest.raises(CheckpointError, match=r"the result: logits are not finite.*--dtype bfloat16"):
         convert(source, tmp_path / "out", dtype=mx.float16, verify=True)
     assert not (tmp_path / "out").exists()
