@@ -2,7 +2,7 @@
 
 The raw weights have been checked against `rawform`: every name is there, in its shape. Everything here is
 lazy: the result is a graph per tensor, and a caller that evaluates them one by one never holds more than a
-few. Folding is done in float64, so that a fused weight is rounded once.
+few. Folding is done in float64 unless told otherwise, so that a fused weight is rounded once.
 """
 
 from __future__ import annotations
@@ -39,9 +39,16 @@ class Linear:
 
 
 def fuse(
-    raw: RawWeights, vision: VisionConfig, text: TextConfig, packed: Packed
+    raw: RawWeights,
+    vision: VisionConfig,
+    text: TextConfig,
+    packed: Packed,
+    precision: mx.Dtype = mx.float64,
 ) -> tuple[FusedWeights, dict[str, Quantization]]:
-    """The run form's weights, and which of its matrices are quantized."""
+    """The run form's weights, and which of its matrices are quantized.
+
+    Differentiable: training folds in float32, which GPUs have, and runs the result.
+    """
     fused: dict[str, mx.array] = {}
     quantization: dict[str, Quantization] = {}
 
@@ -55,7 +62,7 @@ def fuse(
     def take(name: str) -> Linear:
         return _linear(raw, name, packed)
 
-    _fuse_tower(raw, vision, packed, fused)
+    _fuse_tower(raw, vision, packed, fused, precision)
     for name in ("projector.fc1", "projector.fc2", "language.embedding"):
         put(name, take(name))
     for layer in (f"language.layers.{index}" for index in range(text.layers)):
@@ -90,7 +97,18 @@ def _joined(parts: Sequence[Linear]) -> Linear:
     return Linear(weight, stacked("bias"), stacked("scales"), stacked("biases"), how)
 
 
-def _fuse_tower(raw: RawWeights, config: VisionConfig, packed: Packed, fused: dict[str, mx.array]) -> None:
+def _fuse_tower(
+    stored: RawWeights, config: VisionConfig, packed: Packed, fused: dict[str, mx.array], precision: mx.Dtype
+) -> None:
+    packs = tuple(f"{name}." for name in packed)
+    raw = RawWeights(
+        {
+            name: array if name.startswith(packs) else array.astype(precision)
+            for name, array in stored.items()
+            if name.startswith("vision.")
+        }
+    )
+
     def put(name: str, weight: mx.array, bias: mx.array | None) -> None:
         fused[f"{name}.weight"] = weight.astype(mx.float32)
         if bias is not None:
@@ -120,47 +138,41 @@ def _fuse_tower(raw: RawWeights, config: VisionConfig, packed: Packed, fused: di
         for number in range(config.layers[index]):
             block = f"{stage}.blocks.{number}"
             if index >= config.attention_from:
-                scale = _float(raw, f"{block}.layer_scale_2").flatten()
+                scale = raw[f"{block}.layer_scale_2"].flatten()
                 for name, weight, bias in _attention(raw, block, packed, config.head_dim):
                     put(f"{block}.attention.{name}", weight, bias)
             else:
-                scale = _float(raw, f"{block}.layer_scale").flatten()
+                scale = raw[f"{block}.layer_scale"].flatten()
                 kernel = _rep_mixer(raw, f"{block}.mixer")
                 put(f"{block}.mixer", kernel.weight, kernel.bias)
             norm = _norm(raw, f"{block}.ffn.depthwise.bn")
-            kernel = reparam.fold(_float(raw, f"{block}.ffn.depthwise.conv.weight"), norm)
+            kernel = reparam.fold(raw[f"{block}.ffn.depthwise.conv.weight"], norm)
             put(f"{block}.ffn.depthwise", kernel.weight, None)
             fc1, fc2 = _matrix(raw, f"{block}.ffn.fc1"), _matrix(raw, f"{block}.ffn.fc2")
-            put(f"{block}.ffn.fc1", fc1, _float(raw, f"{block}.ffn.fc1.bias") + fc1 @ norm.shift)
-            put(f"{block}.ffn.fc2", fc2 * scale[:, None], _float(raw, f"{block}.ffn.fc2.bias") * scale)
+            put(f"{block}.ffn.fc1", fc1, raw[f"{block}.ffn.fc1.bias"] + fc1 @ norm.shift)
+            put(f"{block}.ffn.fc2", fc2 * scale[:, None], raw[f"{block}.ffn.fc2.bias"] * scale)
 
     kernel = _residues_first(_mobile_one(raw, "vision.expand.depthwise"), 2)
     put("vision.expand.depthwise", kernel.weight, kernel.bias)
     for name in ("vision.expand.squeeze", "vision.expand.excite"):
-        put(name, _matrix(raw, name), _float(raw, f"{name}.bias"))
-
-
-def _float(raw: RawWeights, name: str) -> mx.array:
-    return raw[name].astype(mx.float64)
+        put(name, _matrix(raw, name), raw[f"{name}.bias"])
 
 
 def _matrix(raw: RawWeights, name: str) -> mx.array:
     """A 1×1 convolution's weight as (out, in)"""
-    return _float(raw, f"{name}.weight").flatten(1)
+    return raw[f"{name}.weight"].flatten(1)
 
 
 def _kernel(raw: RawWeights, name: str) -> Kernel:
-    return Kernel(_float(raw, f"{name}.weight"), _float(raw, f"{name}.bias"))
+    return Kernel(raw[f"{name}.weight"], raw[f"{name}.bias"])
 
 
 def _norm(raw: RawWeights, name: str) -> BatchNorm:
-    return BatchNorm(
-        *(_float(raw, f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
-    )
+    return BatchNorm(*(raw[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")))
 
 
 def _folded(raw: RawWeights, name: str) -> Kernel:
-    return reparam.fold(_float(raw, f"{name}.conv.weight"), _norm(raw, f"{name}.bn"))
+    return reparam.fold(raw[f"{name}.conv.weight"], _norm(raw, f"{name}.bn"))
 
 
 def _mobile_one(raw: RawWeights, name: str) -> Kernel:
@@ -188,7 +200,7 @@ def _rep_mixer(raw: RawWeights, name: str) -> Kernel:
     return reparam.rep_mixer(
         _mobile_one(raw, f"{name}.mixer"),
         _norm(raw, f"{name}.norm.skip"),
-        _float(raw, f"{name}.layer_scale").flatten(),
+        raw[f"{name}.layer_scale"].flatten(),
     )
 
 
@@ -204,13 +216,13 @@ def _residues_first(kernel: Kernel, times: int) -> Kernel:
 def _attention(
     raw: RawWeights, block: str, packed: Packed, head_dim: int
 ) -> list[tuple[str, mx.array, mx.array]]:
-    gain, shift = _float(raw, f"{block}.norm.weight"), _float(raw, f"{block}.norm.bias")
-    scale = _float(raw, f"{block}.layer_scale_1").flatten()
+    gain, shift = raw[f"{block}.norm.weight"], raw[f"{block}.norm.bias"]
+    scale = raw[f"{block}.layer_scale_1"].flatten()
     qkv, proj = (
-        _linear(raw, f"{block}.attention.{name}", packed).dense().astype(mx.float64)
+        _linear(raw, f"{block}.attention.{name}", packed).dense().astype(gain.dtype)
         for name in ("qkv", "proj")
     )
     rows = mx.arange(qkv.shape[0])[:, None]
-    qkv = qkv * mx.where(rows < qkv.shape[1], mx.array(head_dim**-0.5, mx.float64), 1)
-    proj_bias = _float(raw, f"{block}.attention.proj.bias")
+    qkv = qkv * mx.where(rows < qkv.shape[1], mx.array(head_dim**-0.5, gain.dtype), 1)
+    proj_bias = raw[f"{block}.attention.proj.bias"]
     return [("qkv", qkv * gain, qkv @ shift), ("proj", proj * scale[:, None], proj_bias * scale)]

@@ -55,7 +55,7 @@ def convert(
     if not source.is_dir():
         raise CheckpointError(f"{source}: not a directory; give a model directory or a hub id")
     tokenizer = Tokenizer.load(source)
-    layout, config, weights = _read(source, tokenizer)
+    layout, config, weights = read(source, tokenizer)
     weights = checkpoint.cast(weights, dtype or checkpoint.stored_dtype(weights))
     remarks: tuple[str, ...] = ()
     if recipe is not None:
@@ -87,7 +87,8 @@ def convert(
     return Converted(destination, layout, config, total, bits, remarks, notice, comparison)
 
 
-def _read(source: Path, tokenizer: Tokenizer) -> tuple[str, ModelConfig, FusedWeights]:
+def read(source: Path, tokenizer: Tokenizer) -> tuple[str, ModelConfig, FusedWeights]:
+    """Layout, configuration and the run form's weights as stored; no tensor is read yet."""
     raw = read_json(source / CONFIG)
     if is_canonical(raw):
         config, weights = from_json(raw, source / CONFIG), FusedWeights(checkpoint.lazy_weights(source))

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import checkpoint
 from ..errors import CheckpointError
-from ..prompt import Text, assemble, render
+from ..prompt import Picture, Text, assemble, render
 
 QUESTIONS = (
     "Describe the image.",
@@ -77,7 +77,7 @@ def _outputs(directory: Path) -> _Outputs:
     pictures = [mx.array(picture)[None] for picture in _pictures(size)]
     features = [np.array(model.vision(picture)) for picture in pictures]
     prompts = [
-        assemble(render(question, 1), [pictures[index % len(pictures)]], tokenizer.encode)
+        assemble(render(question, 1), [Picture(pictures[index % len(pictures)])], tokenizer.encode)
         for index, question in enumerate(QUESTIONS)
     ]
     prompts.append(assemble(render(TEXT_ONLY, 0), [], tokenizer.encode))

@@ -17,7 +17,15 @@ prefer_openblas()  # before anything loads mlx.core
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .errors import CheckpointError, ConfigError, FastVLMError, HubError, ImageError, PromptError
+    from .errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        FastVLMError,
+        HubError,
+        ImageError,
+        PromptError,
+    )
     from .generate import Answer, Event, Finished, Prefilled, Token
     from .prompt import Picture, Prompt, Text
     from .sampling import Sampling
@@ -25,7 +33,10 @@ if TYPE_CHECKING:
 
 # Resolved on first use, so that `fastvlm-mlx --help` need not load MLX.
 _HOMES = {
-    "errors": ("CheckpointError", "ConfigError", "FastVLMError", "HubError", "ImageError", "PromptError"),
+    "errors": (
+        *("CheckpointError", "ConfigError", "DataError", "FastVLMError"),
+        *("HubError", "ImageError", "PromptError"),
+    ),
     "generate": ("Answer", "Event", "Finished", "Prefilled", "Token"),
     "prompt": ("Picture", "Prompt", "Text"),
     "sampling": ("Sampling",),
@@ -38,6 +49,7 @@ __all__ = [
     "Answer",
     "CheckpointError",
     "ConfigError",
+    "DataError",
     "Event",
     "FastVLMError",
     "Finished",

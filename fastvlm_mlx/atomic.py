@@ -1,4 +1,4 @@
-"""A new directory appears whole or not at all."""
+"""A new directory, or a new file, appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import CheckpointError
+from .errors import CheckpointError, DataError
 
+ADAPTER_CONFIG = "adapter_config.json"
+_OURS = ("config.json", ADAPTER_CONFIG)  # a directory without either is not ours to replace
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
@@ -54,6 +56,35 @@ def new_directory(destination: Path, *, overwrite: bool = False, needs_bytes: in
         _settle(hidden.with_suffix(_REPLACED), destination)  # again, in case ctrl-C came during the first
 
 
+def write_file(destination: Path, text: str) -> None:
+    """Replace a file of results."""
+    require_writable(destination)
+    hidden = destination.with_name(f".{destination.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        with hidden.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.replace(destination)
+    except OSError as error:
+        raise DataError(
+            f"{destination}: cannot be written ({error.strerror}); check the free space"
+        ) from None
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def require_writable(destination: Path) -> None:
+    """Say early, before any work, that a file of results cannot be written there."""
+    folder = destination.absolute().parent
+    if os.path.exists(destination) and not os.path.isfile(destination):  # a folder, /dev/null
+        raise DataError(f"{destination}: is no ordinary file; give a file's name")
+    if not os.path.isdir(folder):
+        raise DataError(f"{destination}: there is no folder {folder}; make it first")
+    if not os.access(destination if os.path.exists(destination) else folder, os.W_OK):
+        raise DataError(f"{destination}: may not be written; check the permissions, or choose another place")
+
+
 def refuse(destination: Path, overwrite: bool) -> None:
     """Say early, before any work, that the destination is taken, or not something to replace."""
     if not os.path.lexists(destination):
@@ -64,7 +95,7 @@ def refuse(destination: Path, overwrite: bool) -> None:
         return  # the link is replaced, what it points to stays
     if not destination.is_dir():
         raise CheckpointError(f"{destination}: is a file, and a directory is to be written; remove it first")
-    if any(destination.iterdir()) and not (destination / "config.json").exists():
+    if any(destination.iterdir()) and not any((destination / name).exists() for name in _OURS):
         raise CheckpointError(
             f"{destination}: has no config.json, so it is no model and not overwritten; choose another path"
         )

@@ -8,6 +8,7 @@ import ctypes
 import sys
 
 _NAMES = ("libopenblas.so.0", "libopenblas.so")
+_MALLOC = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
 def prefer_openblas() -> bool:
@@ -21,3 +22,13 @@ def prefer_openblas() -> bool:
             continue
         return True
     return False
+
+
+def keep_freed_memory() -> None:
+    """glibc hands large freed blocks back to the kernel and faults them in anew, page by page, for the next
+    array: slower than the arithmetic on them. What is freed is kept, for jobs that repeat the same shapes."""
+    if sys.platform == "linux":
+        tune = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if tune is not None:
+            for option, value in _MALLOC:
+                tune(option, value)

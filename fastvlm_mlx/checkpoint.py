@@ -16,9 +16,9 @@ from typing import NewType
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from . import tensorfile
+from . import lora, tensorfile
 from .atomic import new_directory
-from .config import ModelConfig, from_json, is_canonical, read_json
+from .config import ModelConfig, Quantization, from_json, is_canonical, read_json
 from .errors import CheckpointError
 from .models.fastvlm import FastVLM
 from .tokenizer import Tokenizer
@@ -38,10 +38,15 @@ class Loaded:
     tokenizer: Tokenizer
     layout: str
     dtype: mx.Dtype
+    quantization: Mapping[str, Quantization]  # as stored; `config` has it as computed
 
 
-def load(directory: Path, dtype: mx.Dtype | None = None) -> Loaded:
-    """Read any known layout. `dtype` None computes in the stored type, on the CPU in float32."""
+def load(directory: Path, dtype: mx.Dtype | None = None, adapter: lora.Adapter | None = None) -> Loaded:
+    """Read any known layout. `dtype` None computes in the stored type, on the CPU in float32.
+
+    An adapter is added to matrices that are computed dense, where it costs nothing more; beside packed ones
+    it stays apart.
+    """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
     raw = read_json(directory / CONFIG)
@@ -56,19 +61,29 @@ def load(directory: Path, dtype: mx.Dtype | None = None) -> Loaded:
 
             translated = translate(directory, tokenizer.result())
             layout, config, weights = translated.layout, translated.config, translated.weights
+        stored = config.quantization
         on_cpu = mx.default_device() != mx.Device(mx.gpu)
         computed = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
         if on_cpu and config.quantization:  # quantized products are far slower than dense ones there
             config, weights = dequantized(config, weights)
-        weights = cast(weights, computed)
         model = FastVLM(config)
+        apart: list[str] = []
+        if adapter is not None:
+            lora.check(adapter, model)
+            apart = [path for path in adapter.paths if path in config.quantization]
+            dense = [path for path in adapter.paths if path not in config.quantization]
+            sums = {f"{path}.weight": unpacked(config, weights, path) + adapter.delta(path) for path in dense}
+            weights = FusedWeights({**weights, **sums})
+        weights = cast(weights, computed)
         model.load_weights(list(weights.items()))
-        for array in weights.values():
+        if adapter is not None and apart:
+            lora.apply(model, adapter, apart)
+        for array in (*weights.values(), *lora.parameters(model).values()):
             mx.eval(array)
         room = mx.device_info().get("max_recommended_working_set_size")  # Apple GPUs alone report one
         if room:
             mx.set_wired_limit(int(room))  # keeps the weights of large models from being paged out
-        return Loaded(model, config, tokenizer.result(), layout, computed)
+        return Loaded(model, config, tokenizer.result(), layout, computed, stored)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -149,11 +164,38 @@ def cast(weights: FusedWeights, dtype: mx.Dtype) -> FusedWeights:
 
 def dequantized(config: ModelConfig, weights: FusedWeights) -> tuple[ModelConfig, FusedWeights]:
     dense = dict(weights)
-    for path, how in config.quantization.items():
-        scales, biases = (dense.pop(f"{path}.{part}").astype(mx.float32) for part in ("scales", "biases"))
-        packed = dense[f"{path}.weight"]
-        dense[f"{path}.weight"] = mx.dequantize(packed, scales, biases, how.group_size, how.bits)
+    for path in config.quantization:
+        dense[f"{path}.weight"] = unpacked(config, weights, path)
+        del dense[f"{path}.scales"], dense[f"{path}.biases"]
     return dataclasses.replace(config, quantization={}), FusedWeights(dense)
+
+
+def unpacked(config: ModelConfig, weights: Mapping[str, mx.array], path: str) -> mx.array:
+    """A matrix in float32, packed or not."""
+    weight, how = weights[f"{path}.weight"], config.quantization.get(path)
+    if how is None:
+        return weight.astype(mx.float32)
+    scales, biases = (weights[f"{path}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
+    return mx.dequantize(weight, scales, biases, how.group_size, how.bits)
+
+
+def replaced(config: ModelConfig, weights: FusedWeights, changed: Mapping[str, mx.array]) -> FusedWeights:
+    """Tensors in place of those of the same names, in the types of those.
+
+    What was packed is packed again, with the same bits, and rounded once more by that.
+    """
+    new = dict(weights)
+    for name, array in changed.items():
+        path, how = name.rpartition(".")[0], config.quantization.get(name.removesuffix(".weight"))
+        if how is None:
+            new[name] = array.astype(weights[name].dtype)
+        else:
+            dense = array.astype(weights[f"{path}.scales"].dtype)
+            parts = mx.quantize(dense, how.group_size, how.bits)
+            new |= {
+                f"{path}.{part}": a for part, a in zip(("weight", "scales", "biases"), parts, strict=True)
+            }
+    return FusedWeights(new)
 
 
 def save(

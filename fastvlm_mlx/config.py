@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from .errors import ConfigError
+from .strict import parse
 
 FORMAT = "fastvlm-mlx"
 FORMAT_VERSION = 1
@@ -131,7 +132,7 @@ def from_json(raw: Mapping[str, Any], where: Path) -> ModelConfig:
             "upgrade with `pip install -U fastvlm-mlx` or convert the original checkpoint again"
         )
     body = {k: v for k, v in raw.items() if k not in ("format", "format_version", "model_type")}
-    return _parse(ModelConfig, body, where, "")
+    return parse(ModelConfig, body, where, repair="convert the checkpoint again")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,50 +152,6 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: holds a {type(value).__name__} where an object belongs; download it again"
         )
     return value
-
-
-T = TypeVar("T")
-
-
-def _parse(cls: type[T], raw: Any, where: Path, at: str) -> T:
-    if dataclasses.is_dataclass(cls):
-        if not isinstance(raw, Mapping):
-            raise ConfigError(f"{where}: {at or 'the file'} should be an object, not {raw!r}")
-        hints = get_type_hints(cls)
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(raw) - set(fields))
-        if unknown:
-            raise ConfigError(f"{where}: unknown key {at}{unknown[0]!r}; remove it, or upgrade fastvlm-mlx")
-        missing = [
-            name
-            for name, f in fields.items()
-            if name not in raw
-            and f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise ConfigError(f"{where}: key {at}{missing[0]!r} is missing; convert the checkpoint again")
-        values = {name: _parse(hints[name], value, where, f"{at}{name}.") for name, value in raw.items()}
-        try:
-            return cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}; convert the checkpoint again") from None
-    return _scalar(cls, raw, where, at.rstrip("."))
-
-
-def _scalar(hint: Any, raw: Any, where: Path, at: str) -> Any:
-    if hint == tuple[int, ...]:
-        if isinstance(raw, list) and all(type(v) is int for v in raw):
-            return tuple(raw)
-    elif hint == Mapping[str, Quantization]:
-        if isinstance(raw, Mapping):
-            return {k: _parse(Quantization, v, where, f"{at}.{k}.") for k, v in raw.items()}
-    elif hint is float:
-        if type(raw) in (int, float):
-            return float(raw)
-    elif type(raw) is hint:
-        return raw
-    raise ConfigError(f"{where}: {at} is {raw!r}, not of the kind {hint}; convert the checkpoint again")
 
 
 def _listed(values: tuple[int, ...]) -> str:

@@ -4,6 +4,7 @@ FastVLMError            catch this to catch everything the package raises on pur
 ├── CheckpointError     weights on disk: missing, torn, unknown, of the wrong shape, not writable
 ├── ConfigError         a config.json or an option that cannot be acted upon
 ├── ImageError          a picture that cannot be read
+├── DataError           a data set or a file of results that cannot be read, written or gone on with
 ├── PromptError         a prompt that cannot be answered: empty, too long, pictures that do not match
 └── HubError            a model name that could not be turned into a local directory
 """
@@ -23,6 +24,10 @@ class ConfigError(FastVLMError):
 
 class ImageError(FastVLMError):
     """A picture that cannot be read."""
+
+
+class DataError(FastVLMError):
+    """A data set or a file of results that cannot be read, written or gone on with."""
 
 
 class PromptError(FastVLMError):

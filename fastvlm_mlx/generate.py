@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import mlx.core as mx
 
 from .errors import PromptError
-from .models.cache import KVCache
 from .models.fastvlm import FastVLM
 from .prompt import Picture, Prompt, positions
 from .sampling import Sampler, Sampling
 from .tokenizer import Detokenizer, Tokenizer
 
-PREFILL_CHUNK = 512  # positions a step: bounds the activations of a long prompt
+PREFILL_CHUNK = 512  # positions a step, of all prompts together: bounds their activations
+PIXELS_AT_ONCE = 4 * 1024 * 1024  # bounds the tower's activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,62 +61,148 @@ def stream(
     max_tokens: int = 512,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
 ) -> Iterator[Event]:
-    """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end.
+    """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end."""
+    _refuse_beyond(context, [prompt])
+    mx.reset_peak_memory()
+    seen = _see([prompt], model)
+    room = _room(prompt, context, max_tokens)
+    for _, event in _side_by_side(model, tokenizer, [prompt], seen, stop_ids, room, sampling):
+        yield event
+
+
+def answers(
+    model: FastVLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    stop_ids: Collection[int],
+    context: int,
+    max_tokens: int = 512,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+) -> list[Answer]:
+    """Several prompts at once, each answered as if it were alone.
+
+    Those of equal length go side by side, without padding; a picture that several hold is encoded once.
+    An answer's times and peak are those of all that went with it.
+    """
+    _refuse_beyond(context, prompts)
+    mx.reset_peak_memory()
+    seen = _see(prompts, model)
+    alike: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        alike.setdefault(positions(prompt), []).append(index)
+    told: list[list[Event]] = [[] for _ in prompts]
+    for indices in alike.values():
+        group = [prompts[index] for index in indices]
+        room = _room(group[0], context, max_tokens)
+        for row, event in _side_by_side(model, tokenizer, group, seen, stop_ids, room, sampling):
+            told[indices[row]].append(event)
+    return [collect(iter(events)) for events in told]
+
+
+def _side_by_side(
+    model: FastVLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    seen: _Seen,
+    stop_ids: Collection[int],
+    room: int,
+    sampling: Sampling,
+) -> Iterator[tuple[int, Event]]:
+    """The loop: what happens to which of the prompts, all of one length. Who has finished leaves the batch.
 
     While the caller looks at one token the next is already being computed.
     """
-    asked = positions(prompt)
+    began = time.perf_counter()
+    samplers = [Sampler(sampling, tokenizer.size) for _ in prompts]
+    caches = model.language.new_caches()
+
+    def next_tokens(rows: mx.array) -> mx.array:
+        hidden = model.language(rows, caches)[:, -1]
+        logits = model.language.logits(hidden)[:, : tokenizer.size]  # padded rows are never sampled
+        return mx.stack([sample(row) for sample, row in zip(samplers, logits, strict=True)])
+
+    rows = mx.concatenate([model.embed(prompt, seen.features) for prompt in prompts])
+    chunk = max(1, PREFILL_CHUNK // len(prompts))
+    while rows.shape[1] > chunk:
+        model.language(rows[:, :chunk], caches)
+        mx.eval([array for cache in caches for array in cache.arrays])
+        rows = rows[:, chunk:]
+    tokens = next_tokens(rows)
+    mx.eval(tokens)
+    prefill_s = time.perf_counter() - began
+    for row, prompt in enumerate(prompts):
+        image_tokens = sum(part.positions for part in prompt if isinstance(part, Picture))
+        yield row, Prefilled(seen.vision_s, prefill_s, image_tokens, positions(prompt) - image_tokens)
+
+    began = time.perf_counter()
+    detokenizers = [Detokenizer(tokenizer) for _ in prompts]
+
+    def finished(row: int, reason: Literal["stop", "length"], said: int) -> tuple[int, Finished]:
+        owed, decode_s = detokenizers[row].finish(), time.perf_counter() - began
+        return row, Finished(reason, owed, said, decode_s, mx.get_peak_memory())
+
+    live = list(range(len(prompts)))  # the prompt of each row of the batch
+    for said in range(room):
+        following = None
+        if said + 1 < room:
+            following = next_tokens(model.language.embedding(tokens[:, None]))
+            mx.async_eval(following)
+        ids: list[int] = tokens.tolist()  # type: ignore[assignment]
+        going = []
+        for place, id in enumerate(ids):
+            if id in stop_ids:
+                yield finished(live[place], "stop", said)
+            else:
+                yield live[place], Token(id, detokenizers[live[place]].add(id))
+                going.append(place)
+        if following is None or not going:
+            live = [live[place] for place in going]
+            break
+        if len(going) < len(live):
+            live, samplers = [live[place] for place in going], [samplers[place] for place in going]
+            following = following[mx.array(going)]
+            for cache in caches:
+                cache.keep(going)
+        tokens = following
+    for row in live:
+        yield finished(row, "length", room)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    features: Mapping[Picture, mx.array]  # (tokens, d) each
+    vision_s: float
+
+
+def _see(prompts: Sequence[Prompt], model: FastVLM) -> _Seen:
+    """Every picture once; those of one size in batches."""
+    began = time.perf_counter()
+    of_size: dict[tuple[int, ...], list[Picture]] = {}
+    for picture in dict.fromkeys(part for prompt in prompts for part in prompt if isinstance(part, Picture)):
+        of_size.setdefault(picture.pixels.shape, []).append(picture)
+    features: dict[Picture, mx.array] = {}
+    for (_, height, width, _), pictures in of_size.items():
+        count = max(1, PIXELS_AT_ONCE // (height * width))
+        for start in range(0, len(pictures), count):
+            batch = pictures[start : start + count]
+            encoded = model.encode_image(mx.concatenate([picture.pixels for picture in batch]))
+            mx.eval(encoded)
+            features |= zip(batch, encoded, strict=True)
+    return _Seen(features, time.perf_counter() - began)
+
+
+def _refuse_beyond(context: int, prompts: Sequence[Prompt]) -> None:
+    asked = max(map(positions, prompts), default=0)
     if asked > context:
         raise PromptError(
             f"the prompt takes {asked} positions and the model reads {context}; "
             "shorten the text, give fewer pictures or a smaller --image-size"
         )
-    mx.reset_peak_memory()
-    began = time.perf_counter()
-    rows = model.embed(prompt)
-    mx.eval(rows)
-    embedded = time.perf_counter()
-
-    sampler = Sampler(sampling, tokenizer.size)
-    caches = model.language.new_caches()
-
-    def next_token(rows: mx.array) -> mx.array:
-        hidden = model.language(rows, caches)[:, -1]
-        return sampler(model.language.logits(hidden)[0, : tokenizer.size])  # padded rows are never sampled
-
-    while rows.shape[1] > PREFILL_CHUNK:
-        model.language(rows[:, :PREFILL_CHUNK], caches)
-        _settle(caches)
-        rows = rows[:, PREFILL_CHUNK:]
-    token = next_token(rows)
-    mx.eval(token)
-    prefilled = time.perf_counter()
-    image_tokens = sum(part.positions for part in prompt if isinstance(part, Picture))
-    yield Prefilled(embedded - began, prefilled - embedded, image_tokens, asked - image_tokens)
-
-    began = time.perf_counter()
-    detokenizer = Detokenizer(tokenizer)
-    room = min(max_tokens, context - asked + 1)  # the last token is said, not read back
-    said = 0
-    reason: Literal["stop", "length"] = "length"
-    while said < room:
-        following = None
-        if said + 1 < room:
-            following = next_token(model.language.embedding(token.reshape(1, 1)))
-            mx.async_eval(following)
-        id = int(token)
-        if id in stop_ids:
-            reason = "stop"
-            break
-        said += 1
-        yield Token(id, detokenizer.add(id))
-        if following is not None:
-            token = following
-    yield Finished(reason, detokenizer.finish(), said, time.perf_counter() - began, mx.get_peak_memory())
 
 
-def _settle(caches: list[KVCache]) -> None:
-    mx.eval([array for cache in caches for array in cache.arrays])
+def _room(prompt: Prompt, context: int, max_tokens: int) -> int:
+    return min(max_tokens, context - positions(prompt) + 1)  # the last token is said, not read back
 
 
 @dataclass(frozen=True, slots=True)

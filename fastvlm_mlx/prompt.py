@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, zip_longest
 
 import mlx.core as mx
 
@@ -48,30 +49,59 @@ def render(text: str, pictures: int, system: str | None = None) -> str:
 
     `system` None is the reference's sentence; an empty one leaves the system turn out.
     """
-    if not text.strip():
+    return dialogue([text], pictures, system)[0]
+
+
+def dialogue(said: Sequence[str], pictures: int, system: str | None = None) -> list[str]:
+    """What user and assistant said in turn, in ChatML, cut where the speaker changes.
+
+    >>> dialogue(["What?", "A cat."], 0, system="")
+    ['<|im_start|>user\\nWhat?<|im_end|>\\n<|im_start|>assistant\\n', 'A cat.<|im_end|>']
+
+    Every second piece is what the model says, and nothing else is.
+    """
+    asked, answered = list(said[::2]), said[1::2]
+    if not all(text.strip() for text in asked):
         raise PromptError('the prompt is empty; ask something, for example --prompt "Describe the image."')
-    marks = text.count(IMAGE_MARK)
+    marks = sum(text.count(IMAGE_MARK) for text in asked)
     if marks == 0:
-        text = f"{IMAGE_MARK}\n" * pictures + text
+        asked[0] = f"{IMAGE_MARK}\n" * pictures + asked[0]
     elif marks != pictures:
         raise PromptError(
             f"the prompt marks {marks} place(s) with {IMAGE_MARK} and {pictures} picture(s) were given; "
             "give one picture for each mark, or leave the marks out to put the pictures first"
         )
     system = DEFAULT_SYSTEM if system is None else system
-    if IMAGE_MARK in system:
-        raise PromptError(f"the system prompt holds {IMAGE_MARK}; pictures go into the user's text")
-    head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    return f"{head}<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    for holder, text in (("the system prompt", system), *(("an answer", text) for text in answered)):
+        if IMAGE_MARK in text:
+            raise PromptError(f"{holder} holds {IMAGE_MARK}; pictures go into the user's text")
+    before = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    pieces: list[str] = []
+    for question, answer in zip_longest(asked, answered):
+        pieces.append(f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+        before = "\n"
+        if answer is not None:
+            pieces.append(f"{answer}<|im_end|>")
+    return pieces
 
 
-def assemble(rendered: str, pictures: Sequence[mx.array], encode: Callable[[str], list[int]]) -> Prompt:
+def conversation(said: Sequence[str]) -> str:
+    """What user and assistant said in turn, the user last, as one text for `render`.
+
+    >>> conversation(["What is it?", "A cat.", "Which colour?"])
+    'What is it?<|im_end|>\\n<|im_start|>assistant\\nA cat.<|im_end|>\\n<|im_start|>user\\nWhich colour?'
+    """
+    later = zip(cycle(("assistant", "user")), said[1:], strict=False)
+    return said[0] + "".join(f"<|im_end|>\n<|im_start|>{who}\n{text}" for who, text in later)
+
+
+def assemble(rendered: str, pictures: Sequence[Picture], encode: Callable[[str], list[int]]) -> Prompt:
     """Put pictures where the marks are; the text between them is tokenized piece by piece."""
     pieces = rendered.split(IMAGE_MARK)
     parts: list[Part] = []
-    for piece, pixels in zip(pieces, [*pictures, None], strict=True):
+    for piece, picture in zip(pieces, [*pictures, None], strict=True):
         if piece:
             parts.append(Text(tuple(encode(piece))))
-        if pixels is not None:
-            parts.append(Picture(pixels))
+        if picture is not None:
+            parts.append(picture)
     return tuple(parts)

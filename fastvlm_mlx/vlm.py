@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -10,30 +11,38 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from . import checkpoint, generate, hub, image
+from . import checkpoint, generate, hub, image, lora
 from .checkpoint import Loaded
-from .config import STRIDE, ModelConfig
+from .config import STRIDE, ModelConfig, Quantization
 from .errors import ConfigError, ImageError
 from .generate import Answer, Event
 from .models.fastvlm import FastVLM
-from .prompt import Prompt, assemble, render
+from .prompt import Picture, Prompt, assemble, render
 from .sampling import Options, Sampling
 from .tokenizer import Tokenizer
 
 Pixels = mx.array | npt.NDArray[Any]  # floats; of numpy's arrays, uint8 is read as a picture file would be
-Image = image.Source | Pixels
+Image = image.Source | Pixels | Picture
 
 
-def load(name: str | Path, dtype: str | mx.Dtype | None = None, *, revision: str | None = None) -> VLM:
+def load(
+    name: str | Path,
+    dtype: str | mx.Dtype | None = None,
+    *,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+) -> VLM:
     """Load a model by path, short name (`0.5b`) or hub id, whatever its layout.
 
-    `dtype` None computes in the stored type on a GPU and in float32 on the CPU.
+    `dtype` None computes in the stored type on a GPU and in float32 on the CPU. `adapter` is a directory
+    that fine-tuning wrote.
     """
     if isinstance(dtype, str):
         if dtype not in checkpoint.DTYPES:
             raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(checkpoint.DTYPES)}")
         dtype = checkpoint.DTYPES[dtype]
-    return VLM(checkpoint.load(hub.resolve(name, revision), dtype))
+    widened = None if adapter is None else lora.read(Path(adapter).expanduser())
+    return VLM(checkpoint.load(hub.resolve(name, revision), dtype, widened))
 
 
 class VLM:
@@ -49,6 +58,7 @@ class VLM:
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.layout: str = loaded.layout
         self.dtype: mx.Dtype = loaded.dtype
+        self.quantization: Mapping[str, Quantization] = loaded.quantization
 
     def vision(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, H/64, W/64, features)"""
@@ -71,14 +81,15 @@ class VLM:
         """A question with its pictures. `<image>` in the text places each one; without it they come first.
 
         A picture is a path, encoded bytes, a PIL image, a uint8 array, or floats (H, W, 3) in [0, 1]
-        with sides that are multiples of 64, which are taken as they are. `reference` reads pictures
-        exactly as the PyTorch reference does (no rotation by EXIF, transparency dropped).
+        with sides that are multiples of 64, which are taken as they are; or a `Picture`, such as another
+        prompt holds. `reference` reads pictures exactly as the PyTorch reference does (no rotation by
+        EXIF, transparency dropped).
         """
         size = self.config.image.size if image_size is None else image_size
         mode = self.config.image.mode if image_mode is None else image_mode
         rendered = render(text, len(images), system)
-        pixels = [_pixels(source, size, mode, reference) for source in images]
-        return assemble(rendered, pixels, self.tokenizer.encode)
+        pictures = [_picture(source, size, mode, reference) for source in images]
+        return assemble(rendered, pictures, self.tokenizer.encode)
 
     def logits(self, prompt: Prompt) -> mx.array:
         """(positions, vocabulary), padded rows of the vocabulary included"""
@@ -108,13 +119,46 @@ class VLM:
         """The whole answer with its timings; takes what `stream` takes."""
         return generate.collect(self.stream(prompt, max_tokens=max_tokens, **sampling))
 
+    def answers(
+        self,
+        prompts: Iterable[Prompt | str],
+        *,
+        batch: int = 16,
+        max_tokens: int = 512,
+        **sampling: Unpack[Options],
+    ) -> Iterator[Answer]:
+        """An answer to each prompt, in order; `batch` prompts are held and answered at a time.
 
-def _pixels(source: Image, size: int, mode: str, reference: bool) -> mx.array:
+        Each is what `generate` would answer, but for the rounding of sums, which depends on how many go
+        together. Of the prompts held, those of equal length are answered side by side and a `Picture` in
+        several of them is encoded once: put such prompts next to each other.
+        """
+        if batch < 1:
+            raise ConfigError(f"batch is {batch}; answer at least 1 prompt at a time")
+        coming = iter(prompts)
+        while held := list(islice(coming, batch)):
+            yield from generate.answers(
+                self.model,
+                self.tokenizer,
+                [self.prompt(prompt) if isinstance(prompt, str) else prompt for prompt in held],
+                stop_ids=self.config.eos_token_ids,
+                context=self.config.text.context,
+                max_tokens=max_tokens,
+                sampling=Sampling(**sampling),
+            )
+
+
+def _picture(source: Image, size: int, mode: str, reference: bool) -> Picture:
+    if isinstance(source, Picture):
+        return source
     if isinstance(source, mx.array) and source.dtype == mx.uint8:
         source = np.array(source)
-    if isinstance(source, mx.array) or (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
-        return _checked(source)
-    return mx.array(image.preprocess(source, size, mode, reference=reference))[None]
+    if not isinstance(source, mx.array) and not (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
+        source = image.preprocess(source, size, mode, reference=reference)
+    pixels = _checked(source)
+    if pixels.shape[0] != 1:
+        raise ImageError(f"{pixels.shape[0]} pictures in one array; give each one by itself")
+    return Picture(pixels)
 
 
 def _checked(given: Pixels) -> mx.array:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_mlx.atomic import new_directory
-from fastvlm_mlx.errors import CheckpointError
+from fastvlm_mlx.atomic import new_directory, write_file
+from fastvlm_mlx.errors import CheckpointError, DataError
 
 
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
@@ -71,3 +71,24 @@ def test_a_file_in_the_way_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a file"), new_directory(tmp_path / "out", overwrite=True):
         pass
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_file(tmp_path / "a", "one")
+    write_file(tmp_path / "a", "two")
+    assert (tmp_path / "a").read_text() == "two"
+    with pytest.raises(UnicodeEncodeError):
+        write_file(tmp_path / "a", "half a character \udcff")
+    assert (tmp_path / "a").read_text() == "two"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("", "no ordinary file"), ("gone/a", "no folder .*gone"), ("a/b", "no folder .*a;")]
+)
+def test_where_no_file_can_be_written_is_said(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(DataError, match=says):
+        write_file(tmp_path / name, "text")
+    with pytest.raises(DataError, match="no ordinary file"):
+        write_file(Path(os.devnull), "text")

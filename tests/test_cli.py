@@ -1,7 +1,7 @@
 """The command line as a user meets it: answers on stdout, all else on stderr.
 
-`convert` and `doctor` are test_cli_convert's, signals, pipes and cold starts test_cli_processes's, input
-that is wrong bad_input's.
+`convert` and `doctor` are test_cli_convert's, `eval` evaluate/'s, signals, pipes and cold starts
+test_cli_processes's, input that is wrong bad_input's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pictures import IMAGES, TALL, WIDE
 from fastvlm_mlx import __version__, cli
 
 ROTATED = IMAGES / "exif_rot6.jpg"
-VERBS = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+VERBS = [command.name for command in cli.app.registered_commands if command.name]
 TIMINGS = ("vision_s", "prefill_s", "decode_s", "tokens_per_s", "peak_bytes")
 
 

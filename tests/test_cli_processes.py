@@ -73,8 +73,8 @@ def test_a_terminal_of_another_encoding_gets_an_answer(encoding: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("generate", TALL, "-m", MODEL, "-n", 4), ("generate", "--help")],
-    ids=["help", "generate", "help of generate"],
+    [("--help",), ("generate", TALL, "-m", MODEL, "-n", 4), ("eval", "--help")],
+    ids=["help", "generate", "help of eval"],
 )
 def test_a_cold_start_loads_nothing_heavy(arguments: tuple[object, ...]) -> None:
     script = (

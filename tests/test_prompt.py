@@ -41,7 +41,7 @@ def test_a_prompt_that_cannot_be_answered_is_refused(
 
 
 def test_pictures_stand_where_their_marks_are() -> None:
-    first, second = mx.zeros((1, 64, 128, 3)), mx.zeros((1, 192, 64, 3))
+    first, second = Picture(mx.zeros((1, 64, 128, 3))), Picture(mx.zeros((1, 192, 64, 3)))
     prompt = assemble("<image>ab<image>", [first, second], lambda text: [ord(c) for c in text])
     assert [type(part) for part in prompt] == [Picture, Text, Picture]
     assert prompt[1] == Text((97, 98))

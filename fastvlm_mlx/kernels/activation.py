@@ -50,6 +50,11 @@ _HALF_TANH = Odd(  # to 1.8e-8, and 3.0e-8 beyond the limit
     (0.999999906, 0.133731956, 0.00348657931, 2.04717872e-05, 1.31841639e-08),
     (1.0, 0.467064924, 0.0258419694, 0.000327138111, 7.70263885e-07),
 ).half_of(0.5)
+_GELU_SLOPE = Odd(  # less its 1/2; to 7e-5, which a gradient does not notice
+    4.5,
+    (0.798211113, -0.0269910302, 0.0142146424, 0.000128301657),
+    (1.0, 0.30162169, 0.0402757983, 0.00489999164),
+)
 
 
 def _gelu(x: mx.array) -> mx.array:
@@ -79,13 +84,45 @@ def gelu(x: mx.array) -> mx.array:
     """By the error function, as the reference."""
     if _on_gpu():
         return _fused_gelu(x)
-    return x * (0.5 + _HALF_ERF(x)) if _worth_it(x) else _gelu(x)
+    return _quick_gelu(x) if _worth_it(x) else _gelu(x)
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) · up"""
     if _on_gpu():
         return _fused_swiglu(gate, up)
-    if _worth_it(gate):  # the logistic function is half of 1 + tanh(x/2)
-        return gate * (0.5 + _HALF_TANH(gate)) * up
-    return _swiglu(gate, up)
+    return _quick_swiglu(gate, up) if _worth_it(gate) else _swiglu(gate, up)
+
+
+# Autodiff through the rational functions would double their many operations. Training alone takes gradients,
+# so these may be compiled: it waits a second for a compiler gladly.
+@mx.custom_function
+def _quick_gelu(x: mx.array) -> mx.array:
+    return x * (0.5 + _HALF_ERF(x))
+
+
+@mx.custom_function
+def _quick_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * (0.5 + _HALF_TANH(gate)) * up  # the logistic function is half of 1 + tanh(x/2)
+
+
+@mx.compile
+def _gelu_gradient(x: mx.array, cotangent: mx.array) -> mx.array:
+    return cotangent * (0.5 + _GELU_SLOPE(x))
+
+
+@mx.compile
+def _swiglu_gradients(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
+    logistic = 0.5 + _HALF_TANH(gate)
+    silu = gate * logistic
+    return cotangent * up * (logistic + silu * (1 - logistic)), cotangent * silu
+
+
+@_quick_gelu.vjp  # type: ignore[misc]
+def _(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+    return _gelu_gradient(x, cotangent)
+
+
+@_quick_swiglu.vjp  # type: ignore[misc]
+def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+    return _swiglu_gradients(*primals, cotangent)

@@ -36,34 +36,83 @@ def toeplitz(weight: mx.array, stride: int) -> Convolution:
     size = weight.shape[1]
     prepared: dict[tuple[int, tuple[int, int]], mx.array] = {}
 
-    def convolve(x: mx.array) -> mx.array:
+    def matrices(channels: int, tile: tuple[int, int]) -> mx.array:
+        if (channels, tile) not in prepared:
+            prepared[channels, tile] = _matrices(weight, channels, tile, stride)
+        return prepared[channels, tile]
+
+    @mx.custom_function
+    def convolve(x: mx.array, weight: mx.array) -> mx.array:
         batch, height, width, channels = x.shape
         rows, columns = ((side - 1) // stride + 1 for side in (height, width))
         tile = (min(_TILE[0], rows), min(_TILE[1], columns))
-        if (channels, tile) not in prepared:
-            prepared[channels, tile] = _matrices(weight, channels, tile, stride)
-        matrices = prepared[channels, tile]
-        window = tuple((side - 1) * stride + size for side in tile)
         down, across = -(-rows // tile[0]), -(-columns // tile[1])
-
-        margin = size // 2
-        steps = (tile[0] * stride, tile[1] * stride)
-        after = [
-            max((count - 1) * step + side - length - margin, 0)
-            for count, step, side, length in zip((down, across), steps, window, (height, width), strict=True)
-        ]
-        padded = mx.pad(x, [(0, 0), (margin, after[0]), (margin, after[1]), (0, 0)])
-        line = padded.shape[2] * channels
-        windows = mx.as_strided(
-            padded,
-            (channels, batch, down, across, *window),
-            (1, padded.shape[1] * line, steps[0] * line, steps[1] * channels, line, channels),
-        ).reshape(channels, batch * down * across, window[0] * window[1])
-        y = (windows @ matrices).reshape(channels, batch, down, across, -1, *tile)
-        y = y.transpose(1, 2, 5, 3, 6, 4, 0).reshape(batch, down * tile[0], across * tile[1], -1)
+        y = _windows(x, size, stride, tile) @ matrices(channels, tile)
+        y = y.reshape(channels, batch, down, across, -1, *tile).transpose(1, 2, 5, 3, 6, 4, 0)
+        y = y.reshape(batch, down * tile[0], across * tile[1], -1)
         return y if y.shape[1:3] == (rows, columns) else y[:, :rows, :columns]
 
-    return convolve
+    @convolve.vjp
+    def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+        return _gradients(*primals, cotangent, stride)
+
+    return lambda x: convolve(x, weight)
+
+
+def _windows(x: mx.array, size: int, stride: int, tile: tuple[int, int]) -> mx.array:
+    """(B, H, W, C) -> (C, tiles, window): what a tile of outputs looks at, zeros beyond the edge"""
+    batch, height, width, channels = x.shape
+    rows, columns = ((side - 1) // stride + 1 for side in (height, width))
+    window = tuple((side - 1) * stride + size for side in tile)
+    down, across = -(-rows // tile[0]), -(-columns // tile[1])
+    margin = size // 2
+    steps = (tile[0] * stride, tile[1] * stride)
+    after = [
+        max((count - 1) * step + side - length - margin, 0)
+        for count, step, side, length in zip((down, across), steps, window, (height, width), strict=True)
+    ]
+    padded = mx.pad(x, [(0, 0), (margin, after[0]), (margin, after[1]), (0, 0)])
+    line = padded.shape[2] * channels
+    return mx.as_strided(
+        padded,
+        (channels, batch, down, across, *window),
+        (1, padded.shape[1] * line, steps[0] * line, steps[1] * channels, line, channels),
+    ).reshape(channels, batch * down * across, window[0] * window[1])
+
+
+def _gradients(x: mx.array, weight: mx.array, dy: mx.array, stride: int) -> tuple[mx.array, mx.array]:
+    """Autodiff would scatter every window's gradient value by value; both are products again."""
+    batch, height, width, channels = x.shape
+    size, widening = weight.shape[1], weight.shape[0] // channels
+    rows, columns = dy.shape[1:3]
+
+    # To the input: the flipped kernel over the output's gradient, zeros between its pixels if strided.
+    spread = dy
+    if stride > 1:
+        between = (0, stride - 1)
+        spread = mx.pad(dy[:, :, None, :, None], [(0, 0), (0, 0), between, (0, 0), between, (0, 0)])
+        spread = spread.reshape(batch, rows * stride, columns * stride, -1)[:, :height, :width]
+    parts = [
+        toeplitz(kernel[:, ::-1, ::-1], 1)(part)
+        for kernel, part in zip(mx.split(weight, widening), mx.split(spread, widening, axis=-1), strict=True)
+    ]
+
+    # To the kernel: per channel, input windows times the tiles of outputs they made.
+    tile = (min(_TILE[0], rows), min(_TILE[1], columns))
+    down, across = -(-rows // tile[0]), -(-columns // tile[1])
+    fill = (down * tile[0] - rows, across * tile[1] - columns)
+    tiles = mx.pad(dy, [(0, 0), (0, fill[0]), (0, fill[1]), (0, 0)])
+    tiles = tiles.reshape(batch, down, tile[0], across, tile[1], widening, channels)
+    tiles = tiles.transpose(6, 0, 1, 3, 5, 2, 4).reshape(channels, batch * down * across, -1)
+    linked = _windows(x, size, stride, tile).swapaxes(1, 2) @ tiles
+    window = tuple((side - 1) * stride + size for side in tile)
+    linked = linked.reshape(channels, *window, widening, *tile)
+    dw = mx.zeros((channels, size, size, widening))
+    for row in range(tile[0]):
+        for column in range(tile[1]):
+            above, left = row * stride, column * stride
+            dw = dw + linked[:, above : above + size, left : left + size, :, row, column]
+    return sum(parts[1:], parts[0]), dw.transpose(3, 0, 1, 2).reshape(weight.shape)
 
 
 def _matrices(weight: mx.array, channels: int, tile: tuple[int, int], stride: int) -> mx.array:

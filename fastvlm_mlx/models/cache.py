@@ -25,6 +25,12 @@ class KVCache:
         self.offset = end
         return self._keys[..., :end, :], self._values[..., :end, :]
 
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows of the batch."""
+        if self._keys is not None and self._values is not None:
+            chosen = mx.array(rows)
+            self._keys, self._values = self._keys[chosen], self._values[chosen]
+
     @property
     def arrays(self) -> list[mx.array]:
         return [a for a in (self._keys, self._values) if a is not None]

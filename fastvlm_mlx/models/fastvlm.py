@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -33,11 +36,11 @@ class FastVLM(nn.Module):
         """(B, H, W, 3) -> (B, tokens, d), tokens in raster order"""
         return self.projector(self.vision(pixels).flatten(1, 2))
 
-    def embed(self, prompt: Prompt) -> mx.array:
-        """-> (1, positions, d)"""
-        return mx.concatenate([self._embed(part) for part in prompt])[None]
+    def embed(self, prompt: Prompt, seen: Mapping[Picture, mx.array] = MappingProxyType({})) -> mx.array:
+        """-> (1, positions, d); `seen` holds what `encode_image` made of pictures, (tokens, d) each"""
+        return mx.concatenate([self._embed(part, seen) for part in prompt])[None]
 
-    def _embed(self, part: Part) -> mx.array:
+    def _embed(self, part: Part, seen: Mapping[Picture, mx.array]) -> mx.array:
         if isinstance(part, Picture):
-            return self.encode_image(part.pixels)[0]
+            return seen[part] if part in seen else self.encode_image(part.pixels)[0]
         return self.language.embedding(mx.array(part.ids, dtype=mx.uint32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -160,6 +161,17 @@ def test_a_full_disk_leaves_the_directory_that_was_to_be_replaced(tmp_path: Path
     done = on_a_disk_of(1_000_000, "convert", MODEL, "-o", tmp_path / "out", "--overwrite")
     assert_refused(done, "/out", "[Cc]heck the free space")
     assert snapshot(tmp_path) == before
+
+
+def test_a_full_disk_keeps_the_predictions_that_it_has(run: Run, tmp_path: Path) -> None:
+    row = {"image": str(TALL), "question": "What is this?", "answer": "cat"}
+    (tmp_path / "data.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    said = tmp_path / "said.jsonl"
+    arguments = ("eval", MODEL, tmp_path / "data.jsonl", "-n", 4, "--predictions", said)
+    assert_refused(on_a_disk_of(1_000, *arguments), r"said\.jsonl", "the same command goes on")
+    assert said.stat().st_size <= 1_000
+    assert run(*arguments).code == 0
+    assert [json.loads(line)["line"] for line in said.read_text().splitlines()[1:]] == [*range(1, 9)]
 
 
 @pytest.mark.parametrize("spare", [-1_000_000, 4_096], ids=["seen beforehand", "met while writing"])

@@ -82,6 +82,18 @@ def test_what_was_handed_out_is_not_written_over() -> None:
     assert mx.array_equal(early, k[:, :, :1])
 
 
+def test_the_rows_that_stay_are_kept_whole() -> None:
+    rows = [mx.random.normal((4, 2, 300, 8), key=mx.random.key(seed)) for seed in (1, 2)]
+    cache = KVCache()
+    cache.keep([0])  # of nothing, nothing
+    cache.extend(*rows)
+    cache.keep([0, 2, 3])
+    cache.keep([1, 2])
+    more = [mx.random.normal((2, 2, 1, 8), key=mx.random.key(seed)) for seed in (3, 4)]
+    for found, before, after in zip(cache.extend(*more), rows, more, strict=True):
+        assert mx.array_equal(found, mx.concatenate([before[2:], after], axis=2))
+
+
 # --- in the decoder ---
 
 LENGTH = 300  # crosses the first step

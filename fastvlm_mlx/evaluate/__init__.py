@@ -1,0 +1,1 @@
+"""Questions with known answers: data sets read, answered in batches, scored."""

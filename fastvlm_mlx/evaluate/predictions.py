@@ -1,0 +1,149 @@
+"""What a model said, a line at a time: a run that was killed goes on where it was.
+
+The file is JSONL. Its first line holds the settings, so that answers of two models or two ways of asking
+never mix; each other one {"line", "id", "question", "answers", "prediction", "score"}.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..config import Quantization
+from ..errors import DataError
+from .data import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides the answers and their scores. Nothing of when and where."""
+
+    model: str
+    dtype: str
+    quantization: str
+    data: str
+    data_sha256: str
+    metric: str
+    image_size: int
+    max_tokens: int
+    prompt_suffix: str
+    blind: bool
+
+
+def described(quantization: Mapping[str, Quantization]) -> str:
+    """
+    >>> described({"language.a": Quantization(4, 64), "language.b": Quantization(4, 64)})
+    '4 bit in groups of 64: 2 matrices'
+    """
+    kinds = Counter((how.bits, how.group_size) for how in quantization.values())
+    told = (
+        f"{bits} bit in groups of {size}: {count} matrices" for (bits, size), count in sorted(kinds.items())
+    )
+    return ", ".join(told) or "none"
+
+
+class Predictions:
+    """What was said, by the row's line. Without a path it is in memory alone."""
+
+    def __init__(self, path: Path | None, settings: Settings):
+        self.said: dict[int, str] = {}
+        self._path = path
+        self._file: FileIO | None = None
+        self._head = _line(asdict(settings))
+        self._whole = 0  # bytes up to the end of the last line that is not torn
+        try:
+            content = path.read_bytes() if path and path.exists() else b""
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); choose another file") from None
+        self._whole = content.rfind(b"\n") + 1
+        if path and self._whole:
+            self.said = _read(path, content[: self._whole], json.loads(self._head))
+        elif path and not self._head.startswith(content):
+            raise _foreign(path)
+
+    def add(self, row: Row, said: str, score: float) -> None:
+        self.said[row.line] = said
+        if self._path is None:
+            return
+        line = _line(
+            {
+                "line": row.line,
+                "id": row.name,
+                "question": row.question,
+                "answers": row.answers,
+                "prediction": said,
+                "score": round(score, 6),
+            }
+        )
+        try:
+            if self._file is None:  # not earlier: a run that comes to no answer leaves no file
+                self._file = self._path.open("ab", buffering=0)
+                self._file.truncate(self._whole)
+                line = line if self._whole else self._head + line
+            _append(self._file, line)
+        except OSError as error:
+            raise DataError(
+                f"{self._path}: cannot be written ({error.strerror}); check the free space and the "
+                "permissions. What it holds is kept, and the same command goes on from there"
+            ) from None
+
+    def __enter__(self) -> Predictions:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    if file.write(line) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _read(path: Path, whole: bytes, settings: Mapping[str, Any]) -> dict[int, str]:
+    head, *lines = whole.split(b"\n")[:-1]
+    found = _parsed(head)
+    if found is None or found.keys() != settings.keys():
+        raise _foreign(path)
+    for name, wanted in settings.items():
+        if found[name] != wanted and name != "data":  # the digest says whether it is the same
+            raise DataError(
+                f"{path}: was begun with {name} {found[name]!r}, and now it is {wanted!r}; "
+                "give the same options to go on, or another --predictions"
+            )
+    said = {}
+    for number, line in enumerate(lines, 2):
+        match _parsed(line):
+            case {"line": int(row), "prediction": str(text)}:
+                said[row] = text
+            case _:
+                raise DataError(
+                    f"{path}, line {number}: no prediction; remove that line to have it asked again"
+                )
+    return said
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _foreign(path: Path) -> DataError:
+    return DataError(f"{path}: was not written by `fastvlm-mlx eval --predictions`; choose another file")

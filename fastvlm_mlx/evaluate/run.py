@@ -1,0 +1,115 @@
+"""Every row of a data set asked, in batches, and what was said written down at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from typing import TypeVar
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..config import STRIDE
+from ..errors import ConfigError
+from ..image import preprocess
+from ..prompt import Picture, Prompt, positions
+from ..vlm import VLM
+from .data import DataSet, Row
+from .metrics import AUTO, METRICS, chosen, is_yes_or_no
+from .predictions import Predictions, Settings
+
+Pixels = npt.NDArray[np.float32]
+READERS = 2  # threads that decode pictures while the model is at work
+
+
+def metric_of(name: str, data: DataSet) -> str:
+    """`auto` resolved, and what the metric cannot judge refused."""
+    if name == AUTO:
+        return chosen([row.answers for row in data.rows])
+    if name == "yesno":
+        for row in data.rows:
+            if not is_yes_or_no(row.answers):
+                raise data.error(row, f"its answer is {row.answers[0]!r}; yesno judges yes and no alone")
+    return name
+
+
+def check_metric(name: str) -> None:
+    if name not in (AUTO, *METRICS):
+        raise ConfigError(f"no metric {name!r}; choose one of {', '.join((AUTO, *METRICS))}")
+
+
+def ask(
+    vlm: VLM,
+    data: DataSet,
+    settings: Settings,
+    predictions: Predictions,
+    *,
+    batch: int = 16,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Fill `predictions`; rows that it has are not asked again. `progress` counts rows."""
+    score = METRICS[settings.metric]
+    order = [row for row in ordered(vlm, data, settings) if row.line not in predictions.said]
+    done = len(data.rows) - len(order)
+    progress(done, len(data.rows))
+    prompts = _prompts(vlm, order, settings, batch)
+    answers = vlm.answers(prompts, batch=batch, max_tokens=settings.max_tokens)
+    for row, answer in zip(order, answers, strict=True):
+        said = answer.text.strip()
+        predictions.add(row, said, score(said, row.answers))
+        done += 1
+        progress(done, len(data.rows))
+
+
+def ordered(vlm: VLM, data: DataSet, settings: Settings) -> list[Row]:
+    """Rows about the same pictures together, else of the same length: what `VLM.answers` shares work for."""
+    blank = Picture(mx.zeros((1, settings.image_size, settings.image_size, 3)))  # never evaluated
+    length: dict[int, int] = {}
+    first: dict[object, tuple[int, int]] = {}
+    for row in data.rows:
+        asked = positions(_prompt(vlm, row, [blank] * len(row.pictures), settings))
+        if asked > vlm.config.text.context:
+            raise data.error(
+                row,
+                f"takes {asked} positions and the model reads {vlm.config.text.context}; "
+                f"a smaller --image-size takes fewer, (size ÷ {STRIDE})² a picture",
+            )
+        length[row.line] = asked
+        first.setdefault(row.pictures, (asked, row.line))
+    return sorted(data.rows, key=lambda row: (first[row.pictures], length[row.line], row.line))
+
+
+def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> Iterator[Prompt]:
+    groups = [list(rows) for _, rows in groupby(order, key=lambda row: row.pictures)]
+
+    def read(rows: list[Row]) -> list[Pixels]:
+        return [preprocess(path, settings.image_size, vlm.config.image.mode) for path in rows[0].pictures]
+
+    for rows, arrays in zip(groups, _ahead(read, groups, ahead), strict=True):
+        pictures = [Picture(mx.array(array)[None]) for array in arrays]
+        for row in rows:
+            yield _prompt(vlm, row, pictures, settings)
+
+
+def _prompt(vlm: VLM, row: Row, pictures: Sequence[Picture], settings: Settings) -> Prompt:
+    suffix = f"\n{settings.prompt_suffix}" if settings.prompt_suffix else ""
+    return vlm.prompt(row.question + suffix, pictures, row.system)
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _ahead(function: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
+    """`map`, with `count` results on their way before they are asked for."""
+    coming: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        for item in items:
+            coming.append(pool.submit(function, item))
+            if len(coming) > count:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()

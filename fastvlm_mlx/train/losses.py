@@ -1,0 +1,101 @@
+"""What a step is judged by: raw weights and a batch in; a loss and some measures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..models.fastvlm import FastVLM
+from .batches import NOTHING, Batch
+
+Measures = dict[str, mx.array]
+
+
+HEADS = "cells"  # where the linear readings of cells are kept while the encoder is trained
+EARLY = "stages.2.blocks"  # one position for 16 px: letters are told apart here first
+EARLY_NAMES = ("shape", "colour", "glyphs")
+
+
+def cell_heads(
+    heads: Mapping[str, tuple[int, int]], features: int, early: int, key: mx.array
+) -> dict[str, mx.array]:
+    """Fresh readings of every property (slots, classes) from tokens, and of some from the third stage."""
+    sizes = {f"{HEADS}.{name}": (slots * classes, features) for name, (slots, classes) in heads.items()}
+    sizes |= {f"{HEADS}.early.{name}": (heads[name][1], early) for name in EARLY_NAMES if name in heads}
+    keys = mx.random.split(key, len(sizes))
+    weights = {
+        f"{name}.weight": 0.01 * mx.random.normal(size, key=keys[number])
+        for number, (name, size) in enumerate(sizes.items())
+    }
+    return weights | {f"{name}.bias": mx.zeros(size[:1]) for name, size in sizes.items()}
+
+
+def cells(
+    outputs: Mapping[str, mx.array], heads: Mapping[str, mx.array], targets: Mapping[str, mx.array]
+) -> tuple[mx.array, Measures]:
+    """Each token says what its cell shows, and so does the third stage, slot by slot: the way from there to
+    the letters is short. Measures: what tokens get right of the shown."""
+    features, early = outputs["expand"], outputs[EARLY]
+    total = mx.zeros(())
+    measures: Measures = {}
+    for name, target in targets.items():  # (P, h·w, slots)
+        logits = _read(heads, f"{HEADS}.{name}", features).reshape(*target.shape, -1)
+        total = total + _balanced(logits, target)
+        shown = target > 0
+        right = (logits.argmax(-1) == target) & shown
+        measures[name] = right.sum() / mx.maximum(shown.sum(), 1)
+        if name in EARLY_NAMES:
+            slots = _slots(early, features.shape[1:3], target.shape[-1])
+            logits = _read(heads, f"{HEADS}.early.{name}", slots).reshape(*target.shape, -1)
+            total = total + _balanced(logits, target)
+    return total, measures
+
+
+def _read(heads: Mapping[str, mx.array], name: str, x: mx.array) -> mx.array:
+    return x @ heads[f"{name}.weight"].T + heads[f"{name}.bias"]
+
+
+def _slots(early: mx.array, cells: tuple[int, ...], slots: int) -> mx.array:
+    """The mean over each slot's part of the picture: (P, H, W, C) -> (P, h, w, slots, C)"""
+    (pictures, height, width, channels), (down, across) = early.shape, cells
+    parts = early.reshape(pictures, down, height // down, across, slots, width // across // slots, channels)
+    return parts.mean((2, 5))
+
+
+def _balanced(logits: mx.array, target: mx.array) -> mx.array:
+    """What is shown weighs as much as all that is empty: most slots are, and saying so must not be enough."""
+    losses = nn.losses.cross_entropy(logits, mx.maximum(target, 0))
+    means = [(losses * kind).sum() / mx.maximum(kind.sum(), 1) for kind in (target > 0, target == 0)]
+    return means[0] + means[1]
+
+
+class _Uncached:
+    """In place of a KV cache where every position is there at once."""
+
+    offset = 0
+
+    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        return keys, values
+
+
+def answers(model: FastVLM, features: mx.array, batch: Batch) -> tuple[mx.array, Measures]:
+    """Cross-entropy of the model's own words; a long answer weighs as the root of its length."""
+    ids, rows, positions, targets, owners = (
+        mx.array(part) for part in (batch.ids, batch.rows, batch.positions, batch.targets, batch.owners)
+    )
+    embedded = model.language.embedding(ids)
+    if features.size:
+        pictures = model.projector(features.flatten(0, 2))
+        shown = mx.take(pictures, mx.maximum(rows, 0), axis=0)
+        embedded = mx.where((rows != NOTHING)[..., None], shown, embedded)
+    hidden = model.language(embedded, [_Uncached() for _ in model.language.layers])  # type: ignore[misc]
+    logits = model.language.logits(mx.take(hidden.flatten(0, 1), positions, axis=0)).astype(mx.float32)
+    losses = nn.losses.cross_entropy(logits, targets)
+    lengths = mx.zeros(ids.shape[0]).at[owners].add(1)
+    weights = mx.rsqrt(lengths)[owners]
+    wrong = logits.argmax(-1) != targets
+    wrong_by_sample = mx.zeros(ids.shape[0]).at[owners].add(wrong.astype(mx.float32))
+    measures = {"tokens": 1 - wrong.mean(), "answers": (wrong_by_sample == 0).mean()}
+    return (losses * weights).sum() / weights.sum(), measures

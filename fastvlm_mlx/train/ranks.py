@@ -1,0 +1,68 @@
+"""Several processes of one machine as ranks of MLX's ring, each running this same command.
+
+`mlx.launch` does the same across machines; its Linux watcher keeps a core busy, which on two cores is half
+of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_RANK, _HOSTS = "MLX_RANK", "MLX_HOSTFILE"
+_POLL_S = 0.5
+
+
+def is_one() -> bool:
+    """Whether this process is a rank already."""
+    return _RANK in os.environ
+
+
+def supervise(count: int) -> int:
+    """Run `count` ranks of this command and wait; the first that fails ends the others. Its exit status."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    with tempfile.TemporaryDirectory() as folder:
+        hosts = Path(folder) / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(count)]))
+        fixed = {_HOSTS: str(hosts), "OPENBLAS_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-m", "fastvlm_mlx", *sys.argv[1:]]
+        ranks = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **fixed, _RANK: str(rank)},
+                stderr=None if rank == 0 else subprocess.DEVNULL,  # they would all say the same
+            )
+            for rank in range(count)
+        ]
+        try:
+            while (ended := _first_failure(ranks)) is None and any(rank.poll() is None for rank in ranks):
+                time.sleep(_POLL_S)
+            return ended or 0
+        finally:
+            for rank in ranks:
+                rank.terminate()
+            for rank in ranks:
+                rank.wait()
+
+
+def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
+    codes = [rank.poll() for rank in ranks]
+    failed = [code for code in codes if code]
+    return (failed[0] if failed[0] > 0 else 1) if failed else None
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,110 @@
+"""`fastvlm-mlx convert`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import tell
+from ..errors import ConfigError
+from .options import Revision
+
+if TYPE_CHECKING:
+    from ..convert.quantize import Recipe
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A directory in any known layout, a hub id, 0.5b…")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", "--mlx-path", help="The new directory.")],
+    quantize: Annotated[bool, typer.Option("--quantize", "-q", help="Quantize the language model.")] = False,
+    q_bits: Annotated[int | None, typer.Option(help="Bits a weight, 4 or 8; implies -q. Default: 4.")] = None,
+    q_group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="4bit|8bit|mixed-4-8", help="A quantization recipe; implies -q."),
+    ] = None,
+    quantize_vision: Annotated[
+        bool,
+        typer.Option("--quantize-vision", help="Quantize the vision tower's and projector's matrices too."),
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float16|bfloat16|float32", help="Store floats in this type. Default: the source's."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare with the source (both in float32, in turn); the table goes to the model card.",
+        ),
+    ] = False,
+    revision: Revision = None,
+    upload_repo: Annotated[str | None, typer.Option(help="Upload the result to this hub repository.")] = None,
+    hub_private: Annotated[bool, typer.Option("--hub-private", help="Make that repository private.")] = False,
+) -> None:
+    """Fuse, re-lay out and quantize a checkpoint into a new directory that loads fast.
+
+    Reads Apple's checkpoints (fused or in training form), the transformers/timm ones and mlx-vlm's
+    (float or quantized). The source is never changed; the result appears whole or not at all.
+
+    \b
+    Examples:
+      fastvlm-mlx convert apple/FastVLM-0.5B -o FastVLM-0.5B-4bit -q
+      fastvlm-mlx convert ./my-checkpoint -o out --dtype float16 --recipe mixed-4-8 --verify
+    """
+    from .. import hub
+    from ..checkpoint import DTYPES
+    from ..config import Quantization
+
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    chosen = _recipe(quantize, q_bits, recipe, quantize_vision)
+    Quantization(4, q_group_size)  # says what is wrong with it
+    if hub_private and not upload_repo:
+        raise ConfigError("--hub-private speaks of an upload; pass --upload-repo as well")
+    if upload_repo:
+        hub.require_token(upload_repo)
+
+    from .. import progress
+    from ..atomic import refuse
+    from ..convert.run import convert as run
+
+    refuse(output, overwrite)
+    with progress.bar(f"writing {output.name}") as advance:
+        done = run(
+            hub.resolve(source, revision),
+            output,
+            recipe=chosen,
+            group_size=q_group_size,
+            dtype=DTYPES[dtype] if dtype else None,
+            overwrite=overwrite,
+            verify=verify,
+            progress=advance,
+        )
+    tell.report(done)
+    if upload_repo:
+        tell.print_line(hub.upload(output, upload_repo, private=hub_private))
+
+
+def _recipe(quantize: bool, bits: int | None, name: str | None, pictures: bool) -> Recipe | None:
+    from ..convert.quantize import RECIPES, uniform
+
+    if name is not None and name not in RECIPES:
+        raise ConfigError(f"no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    if bits not in (None, 4, 8):
+        raise ConfigError(f"--q-bits is {bits}; choose 4 or 8")
+    if name and bits:
+        raise ConfigError(f"--recipe {name} says the bits already; leave --q-bits out")
+    if not (quantize or name or bits):
+        if pictures:
+            raise ConfigError("--quantize-vision says what else to quantize; pass -q or --recipe as well")
+        return None
+    recipe = RECIPES[name] if name else uniform(bits or 4)
+    return recipe.with_pictures() if pictures else recipe

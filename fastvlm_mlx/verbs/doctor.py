@@ -1,0 +1,44 @@
+"""`fastvlm-mlx doctor`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import tell
+
+
+def doctor(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model directory.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Headers only: do not look for NaN in the weights.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a model directory is, what is wrong with it, and how to repair it.
+
+    Leaves with 1 if it will not load or would answer wrongly. Nothing is changed.
+
+    \b
+    Examples:
+      fastvlm-mlx doctor ~/models/FastVLM-0.5B
+      fastvlm-mlx doctor --quick --json ./downloaded
+    """
+    from .. import progress
+    from ..convert.doctor import examine
+
+    with progress.bar("reading weights") as advance:
+        report = examine(path, read_weights=not quick, progress=advance)
+    if as_json:
+        import dataclasses
+
+        body = dataclasses.asdict(report) | {"healthy": report.healthy}
+        tell.print_line(json.dumps(body, ensure_ascii=False, default=str))
+    else:
+        from ..convert.report import print_report
+
+        print_report(report)
+    raise typer.Exit(0 if report.healthy else 1)

@@ -1,0 +1,113 @@
+"""`fastvlm-mlx eval`"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import tell
+from .options import Dtype, ImageSize, Revision
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory, a hub id, or 0.5b, 1.5b, 7b.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Questions with answers, JSONL; its forms are below.")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that pictures' paths start from. Default: DATA's.")
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|exact|vqa|anls|relaxed|yesno",
+            help="How to score; auto is vqa where every question has ten answers, else exact.",
+        ),
+    ] = "auto",
+    prompt_suffix: Annotated[
+        str, typer.Option(help='Put after each question, such as "Answer with a single word."')
+    ] = "",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Stop after so many.")] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Answer so many at a time; more is faster and takes more memory.")
+    ] = 16,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many alone.")] = None,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Ask about other rows' pictures: does the model look?")
+    ] = False,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Write every answer here (JSONL) as it comes; a run that was stopped goes on."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+    image_size: ImageSize = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Score a model on questions with known answers.
+
+    A row of DATA has a question, an answer or a list of them, and pictures, under the names that TextVQA,
+    DocVQA, ChartQA, POPE, GQA and VQAv2 give them; or a conversation, as LLaVA's data does. With a
+    "category", scores are told for each.
+
+    \b
+    {"image": "a.png", "question": "What is it?", "answer": "a cat", "category": "animals"}
+    {"images": ["a.png"], "messages": [{"role": "user", "content": "What is it?"}, ...]}
+
+    \b
+    Metrics: exact (but for case, articles and punctuation around it), vqa (how many of ten people say so),
+    anls (DocVQA), relaxed (ChartQA: numbers within 5 %), yesno (POPE).
+
+    \b
+    Examples:
+      fastvlm-mlx eval 0.5b textvqa/val.jsonl --prompt-suffix "Answer with a single word or phrase."
+      fastvlm-mlx eval ./tuned docvqa.jsonl --metric anls --images scans --predictions tuned.jsonl
+      fastvlm-mlx eval ./tuned pope.jsonl --blind --limit 500 --json blind.json
+    """
+    from ..atomic import require_writable, write_file
+    from ..evaluate import data as datasets
+    from ..evaluate import report as reports
+    from ..evaluate.predictions import Predictions, Settings, described
+    from ..evaluate.run import ask, check_metric, metric_of
+    from ..image import check_options
+
+    check_metric(metric)
+    if image_size is not None:
+        check_options(image_size, "pad")
+    for file in (predictions, json_file, markdown):
+        if file is not None:
+            require_writable(file)
+    questions = datasets.read(data, images)
+    if blind:
+        questions = datasets.blinded(questions)
+    questions = datasets.located(replace(questions, rows=questions.rows[:limit]))
+    metric = metric_of(metric, questions)
+
+    from .. import progress
+    from .. import vlm as runtime
+
+    vlm = runtime.load(model, dtype, revision=revision)
+    settings = Settings(
+        model=model,
+        dtype=str(vlm.dtype).rpartition(".")[2],
+        quantization=described(vlm.quantization),
+        data=data.name,
+        data_sha256=questions.digest,
+        metric=metric,
+        image_size=image_size or vlm.config.image.size,
+        max_tokens=max_tokens,
+        prompt_suffix=prompt_suffix,
+        blind=blind,
+    )
+    with Predictions(predictions, settings) as kept, progress.bar("answering", "rows") as advance:
+        ask(vlm, questions, settings, kept, batch=batch, progress=advance)
+        report = reports.summed_up(settings, questions.rows, kept.said)
+    tell.print_line(reports.as_text(report))
+    if json_file:
+        write_file(json_file, reports.as_json(report))
+    if markdown:
+        write_file(markdown, reports.as_markdown(report))

@@ -1,0 +1,141 @@
+"""`fastvlm-mlx generate`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import hub, tell
+from ..config import STRIDE
+from ..errors import ConfigError, PromptError
+from .options import MODEL_VARIABLE, Dtype, ImageSize, Revision
+
+DEFAULT_QUESTION = "Describe the image."
+
+
+def generate(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE]...", help="Pictures: paths, - for standard input, or http(s) addresses."
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="The question. Mark places of pictures with <image>, or leave it."
+        ),
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", help="One more picture; repeat it.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar=MODEL_VARIABLE,
+            help="A directory, a hub id such as apple/FastVLM-1.5B, or 0.5b, 1.5b, 7b. Default: tiny.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter-path", help="A directory that fine-tuning wrote, OUT/adapter.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Another system prompt; an empty one leaves it out.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Stop after so many.")] = 512,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "--temp", help="0 always takes the likeliest token.")
+    ] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from so many likeliest tokens; 0 is off.")] = 0,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens this much rarer than the likeliest; 0 is off.")
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats; 1 is off.")] = 1.0,
+    image_size: ImageSize = None,
+    image_mode: Annotated[
+        str | None,
+        typer.Option(metavar="pad|crop|stretch", help="How a picture becomes square. Default: the model's."),
+    ] = None,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="Read pictures exactly as the PyTorch reference does: EXIF and transparency ignored.",
+        ),
+    ] = False,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the pictures first, on stderr, as blocks of colour.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr where the time went.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Answer a question about one or more pictures.
+
+    Without --model a small one that comes with the package answers: shapes, short texts, small charts.
+
+    \b
+    Examples:
+      fastvlm-mlx generate examples/pictures/shapes.png -p "What is left of the star?"
+      fastvlm-mlx generate cat.jpg --model 0.5b
+      fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
+      fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
+    """
+    sources = [*(images or []), *(image or [])]
+    if prompt is None and not sources:
+        raise ConfigError("nothing to do: give a picture, or a question with --prompt")
+    if prompt is not None and not prompt.strip():
+        raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
+    if model is None:
+        model = hub.DEFAULT
+        tell.say(
+            "the built-in model answers: it knows shapes, short texts and small charts. For photographs, "
+            "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
+        )
+    if sources.count("-") > 1:
+        raise ConfigError("standard input (-) holds one picture; name the others")
+
+    from ..image import check_options, fetch, open_image
+
+    check_options(STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode)
+    pictures = [open_image(fetch(source), reference=reference) for source in sources]
+    if show:
+        from ..preview import blocks
+
+        for picture in pictures:
+            tell.say(blocks(picture))
+
+    from .. import vlm as runtime
+    from ..generate import collect
+    from ..sampling import Options, Sampling
+
+    sampling: Options = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    Sampling(**sampling)  # says what is wrong with them before a model is loaded
+    vlm = runtime.load(model, dtype, revision=revision, adapter=adapter)
+    question = vlm.prompt(
+        prompt or DEFAULT_QUESTION,
+        pictures,
+        system,
+        image_size=image_size,
+        image_mode=image_mode,
+        reference=reference,
+    )
+    events = vlm.stream(question, max_tokens=max_tokens, **sampling)
+    answer = collect(events if as_json else tell.printed(events))
+    if as_json:
+        tell.print_line(json.dumps(tell.as_dict(answer, model), ensure_ascii=False))
+    if stats:
+        tell.say(tell.stats(answer))

@@ -1,0 +1,55 @@
+"""`fastvlm-mlx train`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import tell
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe (TOML), or `tiny`, that of the built-in model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; one begun is continued.")],
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Save and stop after so long; the same command goes on.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Divide every batch between so many processes: for CPUs, one a core.")
+    ] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Make pictures ahead in so many further processes: for GPUs.")
+    ] = 0,
+) -> None:
+    """Train a model from nothing, or fine-tune one, by a recipe.
+
+    A recipe names its stages, and in each what moves, for how long and at which rate. Killed at any moment,
+    the same command continues from the last saved step and comes to the same weights. OUTPUT holds the
+    states, log.jsonl, curve.png, and at the end the model: `convert` reads it.
+
+    \b
+    Examples:
+      fastvlm-mlx train tiny -o runs/tiny --processes 2
+      fastvlm-mlx train finetune.toml -o runs/mine --minutes 30
+    """
+    from ..blas import keep_freed_memory
+    from ..train import ranks
+    from ..train import recipe as recipes
+
+    planned = recipes.find(recipe)
+    if processes > 1 and not ranks.is_one():
+        raise typer.Exit(ranks.supervise(processes))
+    keep_freed_memory()
+
+    from .. import progress
+    from ..train.finetune import finetune
+    from ..train.run import run
+
+    with progress.bar(f"training {planned.name}", "steps") as advance:
+        begin = finetune if planned.start else run
+        done = begin(planned, output, minutes=minutes, workers=workers, progress=advance, say=tell.say)
+    tell.say(done)
