@@ -27,7 +27,7 @@ from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
 from fastvlm_mlx.evaluate.predictions import Predictions, Settings, described
 from fastvlm_mlx.evaluate.run import ask
-from fastvlm_mlx.train import dataset, form
+from fastvlm_mlx.train import album, form
 from fastvlm_mlx.train import recipe as recipes
 from fastvlm_mlx.vlm import VLM, load
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         if not (work / "held-out").exists():
-            dataset.write(work / "held-out", options.scenes, SEED, "test", QUESTIONS)
+            album.write(work / "held-out", options.scenes, SEED, "test", QUESTIONS)
         data = datasets.located(datasets.read(work / "held-out" / "data.jsonl", None))
         trained = options.run / "model"
         found: dict[str, reports.Report] = {}

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Integers = npt.NDArray[np.int32]
 NOTHING = -1  # no target here; no picture row here
+_ALIKE = 1.25  # the longest of a group by its shortest
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +26,34 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows are padded at their ends; attention looks only back, so nothing sees the padding."""
+class Texts:
+    """Samples of about one length. Padded at their ends: attention looks only back and never sees it."""
 
+    ids: Integers  # (B, L), 0 under pictures
+    rows: Integers  # (B, L): which of all pictures' rows stands here, or NOTHING
+    positions: Integers  # (T,): flat positions whose next id is the model's
+    targets: Integers  # (T,): that id
+    owners: Integers  # (T,): the sample it belongs to
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
     pixels: npt.NDArray[np.uint8]  # (P, H, W, 3)
     cells: Mapping[str, Integers] = field(default_factory=dict)  # (P, h·w, slots)
-    ids: Integers | None = None  # (B, L), 0 under pictures
-    rows: Integers | None = None  # (B, L): which of all pictures' rows stands here, or NOTHING
-    positions: Integers | None = None  # (T,): flat positions whose next id is the model's
-    targets: Integers | None = None  # (T,): that id
-    owners: Integers | None = None  # (T,): the sample it belongs to
+    texts: tuple[Texts, ...] = ()
 
 
 def collate(pixels: npt.NDArray[np.uint8], samples: Sequence[Sample], tokens: int) -> Batch:
     """`tokens` rows a picture."""
+    groups: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda sample: len(sample.ids)):
+        if not groups or len(sample.ids) > _ALIKE * len(groups[-1][0].ids):
+            groups.append([])
+        groups[-1].append(sample)
+    return Batch(pixels, {}, tuple(_texts(group, tokens) for group in groups))
+
+
+def _texts(samples: Sequence[Sample], tokens: int) -> Texts:
     length = max(len(sample.ids) for sample in samples) - 1  # the last id is only a target
     ids = np.zeros((len(samples), length), np.int32)
     rows = np.full((len(samples), length), NOTHING, np.int32)
@@ -55,8 +70,7 @@ def collate(pixels: npt.NDArray[np.uint8], samples: Sequence[Sample], tokens: in
         positions += (number * length + said).tolist()
         targets += full[1:][said].tolist()
         owners += [number] * len(said)
-    flat = (np.array(values, np.int32) for values in (positions, targets, owners))
-    return Batch(pixels, {}, ids, rows, *flat)
+    return Texts(ids, rows, *(np.array(values, np.int32) for values in (positions, targets, owners)))
 
 
 def conversation(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.fastvlm import FastVLM
-from .batches import NOTHING, Batch
+from .batches import NOTHING, Texts
 
 Measures = dict[str, mx.array]
 
@@ -80,22 +80,36 @@ class _Uncached:
         return keys, values
 
 
-def answers(model: FastVLM, features: mx.array, batch: Batch) -> tuple[mx.array, Measures]:
+def answers(model: FastVLM, features: mx.array, texts: Sequence[Texts]) -> tuple[mx.array, Measures]:
     """Cross-entropy of the model's own words; a long answer weighs as the root of its length."""
-    ids, rows, positions, targets, owners = (
-        mx.array(part) for part in (batch.ids, batch.rows, batch.positions, batch.targets, batch.owners)
-    )
-    embedded = model.language.embedding(ids)
-    if features.size:
-        pictures = model.projector(features.flatten(0, 2))
+    pictures = model.projector(features.flatten(0, 2)) if features.size else None
+    total, weight = mx.zeros(()), mx.zeros(())
+    wrong_words: list[mx.array] = []
+    right_answers: list[mx.array] = []
+    for group in texts:
+        logits = _logits(model, pictures, group)
+        targets, owners = mx.array(group.targets), mx.array(group.owners)
+        none = mx.zeros(len(group.ids))
+        weights = mx.rsqrt(none.at[owners].add(1))[owners]
+        losses = nn.losses.cross_entropy(logits, targets)
+        total, weight = total + (losses * weights).sum(), weight + weights.sum()
+        wrong = (logits.argmax(-1) != targets).astype(mx.float32)
+        wrong_words.append(wrong)
+        right_answers.append(none.at[owners].add(wrong) == 0)
+    measures = {
+        "tokens": 1 - mx.concatenate(wrong_words).mean(),
+        "answers": mx.concatenate(right_answers).mean(),
+    }
+    return total / weight, measures
+
+
+def _logits(model: FastVLM, pictures: mx.array | None, texts: Texts) -> mx.array:
+    """(T, vocabulary), of the positions whose next id is the model's"""
+    embedded = model.language.embedding(mx.array(texts.ids))
+    if pictures is not None:
+        rows = mx.array(texts.rows)
         shown = mx.take(pictures, mx.maximum(rows, 0), axis=0)
         embedded = mx.where((rows != NOTHING)[..., None], shown, embedded)
     hidden = model.language(embedded, [_Uncached() for _ in model.language.layers])  # type: ignore[misc]
-    logits = model.language.logits(mx.take(hidden.flatten(0, 1), positions, axis=0)).astype(mx.float32)
-    losses = nn.losses.cross_entropy(logits, targets)
-    lengths = mx.zeros(ids.shape[0]).at[owners].add(1)
-    weights = mx.rsqrt(lengths)[owners]
-    wrong = logits.argmax(-1) != targets
-    wrong_by_sample = mx.zeros(ids.shape[0]).at[owners].add(wrong.astype(mx.float32))
-    measures = {"tokens": 1 - wrong.mean(), "answers": (wrong_by_sample == 0).mean()}
-    return (losses * weights).sum() / weights.sum(), measures
+    said = mx.take(hidden.flatten(0, 1), mx.array(texts.positions), axis=0)
+    return model.language.logits(said).astype(mx.float32)

@@ -125,7 +125,7 @@ def _run_stage(
             targets = {name: mx.array(target) for name, target in batch.cells.items()}
             value, measures = losses.cells(outputs, raw, targets)
         else:
-            value, measures = losses.answers(subject.model, outputs["expand"], batch)
+            value, measures = losses.answers(subject.model, outputs["expand"], batch.texts)
         return value, {**measures, **seen}
 
     gradient_of = mx.value_and_grad(loss)

@@ -27,10 +27,10 @@ def scenes(
       fastvlm-mlx scenes held-out
       fastvlm-mlx eval tiny held-out/data.jsonl
     """
-    from ..train import dataset
+    from ..train import album
 
     with progress.bar("drawing", "pictures") as advance:
-        asked = dataset.write(output, count, seed, split, questions, advance)
+        asked = album.write(output, count, seed, split, questions, advance)
     tell.say(f"{output}: {count} pictures, {sum(asked.values())} questions")
     for category, number in sorted(asked.items()):
         tell.say(f"  {category:<10} {number}")

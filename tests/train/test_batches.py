@@ -17,10 +17,17 @@ def test_only_the_models_own_words_are_learned() -> None:
 
 def test_every_target_follows_its_position() -> None:
     first = Sample((1, NOTHING, NOTHING, 2, 3), (False, False, False, True, True), (1,))
-    second = Sample((4, 5, 6), (False, False, True), ())
-    batch = collate(np.zeros((2, 64, 128, 3), np.uint8), [first, second], 2)
-    assert batch.ids.tolist() == [[1, 0, 0, 2], [4, 5, 0, 0]]
-    assert batch.rows.tolist() == [[NOTHING, 2, 3, NOTHING], [NOTHING] * 4]
-    assert batch.positions.tolist() == [2, 3, 5]  # flat: the rows are 4 long
-    assert batch.targets.tolist() == [2, 3, 6]
-    assert batch.owners.tolist() == [0, 0, 1]
+    second = Sample((4, 5, 6, 7), (False, False, True, True), ())
+    (texts,) = collate(np.zeros((2, 64, 128, 3), np.uint8), [first, second], 2).texts
+    assert texts.ids.tolist() == [[4, 5, 6, 0], [1, 0, 0, 2]]
+    assert texts.rows.tolist() == [[NOTHING] * 4, [NOTHING, 2, 3, NOTHING]]
+    assert texts.positions.tolist() == [1, 2, 6, 7]  # flat: the rows are 4 long
+    assert texts.targets.tolist() == [6, 7, 2, 3]
+    assert texts.owners.tolist() == [0, 0, 1, 1]
+
+
+def test_long_samples_do_not_pad_short_ones() -> None:
+    lengths = (12, 30, 10, 28, 11)
+    samples = [Sample((1,) * length, (True,) * length, ()) for length in lengths]
+    batch = collate(np.zeros((0, 64, 64, 3), np.uint8), samples, 1)
+    assert [texts.ids.shape for texts in batch.texts] == [(3, 11), (2, 29)]

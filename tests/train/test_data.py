@@ -17,7 +17,7 @@ from fastvlm_mlx.dataset import digest
 from fastvlm_mlx.errors import DataError
 from fastvlm_mlx.prompt import conversation, dialogue, render
 from fastvlm_mlx.train import losses
-from fastvlm_mlx.train.batches import Batch
+from fastvlm_mlx.train.batches import Batch, Texts
 from fastvlm_mlx.train.data import Conversations
 from fastvlm_mlx.train.recipe import Stage
 from fastvlm_mlx.train.sources import Share
@@ -50,9 +50,10 @@ def whole(source: Conversations, size: int = 128) -> Batch:
 
 
 def assert_same(one: Batch, other: Batch) -> None:
-    for field in fields(Batch):
-        if field.name != "cells":
-            assert np.array_equal(getattr(one, field.name), getattr(other, field.name)), field.name
+    assert np.array_equal(one.pixels, other.pixels)
+    for mine, theirs in zip(one.texts, other.texts, strict=True):
+        for field in fields(Texts):
+            assert np.array_equal(getattr(mine, field.name), getattr(theirs, field.name)), field.name
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -97,10 +98,13 @@ def test_only_the_assistant_s_words_and_their_end_are_learned(
     source_of: Callable[..., Conversations], vlm: fastvlm_mlx.VLM
 ) -> None:
     batch = whole(source_of())
-    said: dict[int, str] = {}
-    for owner, target in zip(batch.owners.tolist(), batch.targets.tolist(), strict=True):
-        said[owner] = said.get(owner, "") + vlm.tokenizer.decode([target], skip_special=False)
-    assert sorted(said.values()) == [
+    said: list[str] = []
+    for texts in batch.texts:
+        own = {owner: "" for owner in texts.owners.tolist()}
+        for owner, target in zip(texts.owners.tolist(), texts.targets.tolist(), strict=True):
+            own[owner] += vlm.tokenizer.decode([target], skip_special=False)
+        said += own.values()
+    assert sorted(said) == [
         "A blue picture.<|im_end|>yes<|im_end|>",
         "four<|im_end|>",
         "red<|im_end|>",
@@ -116,7 +120,9 @@ def test_an_epoch_shows_every_row_once_and_each_in_another_order(
 
     def asked(source: Conversations, steps: range) -> list[tuple[int, ...]]:
         batches = [source.batch(stage(10), 0, step, Share()) for step in steps]
-        return [tuple(row[row > 0].tolist()) for batch in batches for row in batch.ids]
+        return [
+            tuple(row[row > 0].tolist()) for batch in batches for texts in batch.texts for row in texts.ids
+        ]
 
     first = asked(source, range(3))
     assert len(set(first)) == 30
@@ -131,19 +137,23 @@ def test_data_that_change_under_a_run_are_refused(source_of: Callable[..., Conve
         whole(source)
 
 
+def targets(batch: Batch) -> int:
+    return sum(len(texts.targets) for texts in batch.texts)
+
+
 def test_ranks_divide_a_batch(source_of: Callable[..., Conversations]) -> None:
     source = source_of()
     parts = [source.batch(stage(4), 0, 0, Share(rank, 2)) for rank in range(2)]
-    assert sum(len(part.ids) for part in parts) == 4
+    assert sum(len(texts.ids) for part in parts for texts in part.texts) == 4
     everything = whole(source)
-    assert sum(len(part.targets) for part in parts) == len(everything.targets)
+    assert sum(map(targets, parts)) == targets(everything)
     assert sum(len(part.pixels) for part in parts) == len(everything.pixels) == 4
 
 
 def loss_of(vlm: fastvlm_mlx.VLM, batch: Batch) -> float:
     pixels = mx.array(batch.pixels).astype(mx.float32) / 255
     features = vlm.vision(pixels) if pixels.size else mx.zeros(0)
-    return losses.answers(vlm.model, features, batch)[0].item()
+    return losses.answers(vlm.model, features, batch.texts)[0].item()
 
 
 def plain_loss(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx.train import dataset
+from fastvlm_mlx.train import album
 from fastvlm_mlx.train.drawing import draw
 from fastvlm_mlx.train.questions import CANT_TELL, Clue, Question, ask, corpus, describe, listing, matching
 from fastvlm_mlx.train.scenes import (
@@ -259,7 +259,7 @@ def test_a_corpus_has_as_many_strings_as_asked_for() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_written_set_names_pictures_that_exist(tmp_path: Path, split: Split) -> None:
-    count = dataset.write(tmp_path, 12, SEED, split, 4)
+    count = album.write(tmp_path, 12, SEED, split, 4)
     rows = [json.loads(row) for row in (tmp_path / "data.jsonl").read_text().splitlines()]
     assert len(rows) == count.total() == 48
     assert len({row["id"] for row in rows}) == 48
