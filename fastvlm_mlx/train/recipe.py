@@ -32,7 +32,7 @@ class Stage:
     statistics: Literal["stored", "batch"] = "stored"  # BatchNorm's
     calibrate: int = 0  # pictures to take BatchNorm's stored statistics from, before the first step
     image_size: int = 0  # 0: the model's
-    view: Literal["whole", "lines"] = "whole"  # lines: only rows of cells that hold letters, for "cells"
+    view: Literal["whole", "lines", "both"] = "whole"  # lines: rows of cells with letters; both: in turn
     decay_steps: int = 0  # the cosine's length where it is not the stage's: one that ends early
 
     def __post_init__(self) -> None:

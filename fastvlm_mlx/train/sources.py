@@ -37,10 +37,12 @@ class Scenes:
 
     def batch(self, stage: Stage, number: int, step: int, share: Share) -> Batch:
         """`number` is the stage's place in the recipe: no two stages see the same pictures."""
-        mine = [step * stage.batch + index for index in range(share.rank, stage.batch, share.ranks)]
+        lines = stage.view == "lines" or (stage.view == "both" and step % 2 == 1)
+        count = stage.batch * (scenes.GRID if lines else 1)  # as many pixels, either way
+        mine = [step * count + index for index in range(share.rank, count, share.ranks)]
         seed = self.seed * 1000 + number
         if stage.kind == "cells":
-            return _cells([_view(stage, seed, index) for index in mine])
+            return _cells([_view(lines, seed, index) for index in mine])
         shown = [scenes.scene(seed, index, "train") for index in mine]
         pixels = np.stack([drawing.draw(scene) for scene in shown])
         tokens = (pixels.shape[1] // STRIDE) * (pixels.shape[2] // STRIDE)
@@ -66,10 +68,10 @@ class Scenes:
 Rows = range  # of a scene's cells
 
 
-def _view(stage: Stage, seed: int, index: int) -> tuple[scenes.Scene, Rows]:
+def _view(lines: bool, seed: int, index: int) -> tuple[scenes.Scene, Rows]:
     """A scene and what to show of it: all, or a row of cells with letters, from the first of several that
     has any. Letters are the hardest to learn, and a row costs a quarter."""
-    if stage.view == "whole":
+    if not lines:
         return scenes.scene(seed, index, "train"), range(scenes.GRID)
     for attempt in range(_ATTEMPTS):
         scene = scenes.scene(seed, index * _ATTEMPTS + attempt, "train")
