@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.fastvlm import FastVLM
-from .batches import NOTHING, Texts
+from .batches import NOTHING, Rows, Texts
 
 Measures = dict[str, mx.array]
 
@@ -71,12 +71,21 @@ def _balanced(logits: mx.array, target: mx.array) -> mx.array:
     return means[0] + means[1]
 
 
-class _Uncached:
-    """In place of a KV cache where every position is there at once."""
+class _Shared:
+    """In place of a KV cache: first the heads are read, then every tail sees the head that it follows."""
 
-    offset = 0
+    def __init__(self, head_of: mx.array):
+        self.offset = 0
+        self._head_of = head_of
+        self._heads: tuple[mx.array, mx.array] | None = None
 
     def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        if self._heads is None:
+            self._heads, self.offset = (keys, values), keys.shape[2]
+            return keys, values
+        seen = (mx.take(part, self._head_of, axis=0) for part in self._heads)
+        both = zip(seen, (keys, values), strict=True)
+        keys, values = (mx.concatenate(pair, axis=2) for pair in both)
         return keys, values
 
 
@@ -89,7 +98,7 @@ def answers(model: FastVLM, features: mx.array, texts: Sequence[Texts]) -> tuple
     for group in texts:
         logits = _logits(model, pictures, group)
         targets, owners = mx.array(group.targets), mx.array(group.owners)
-        none = mx.zeros(len(group.ids))
+        none = mx.zeros(len(group.head_of))
         weights = mx.rsqrt(none.at[owners].add(1))[owners]
         losses = nn.losses.cross_entropy(logits, targets)
         total, weight = total + (losses * weights).sum(), weight + weights.sum()
@@ -105,11 +114,18 @@ def answers(model: FastVLM, features: mx.array, texts: Sequence[Texts]) -> tuple
 
 def _logits(model: FastVLM, pictures: mx.array | None, texts: Texts) -> mx.array:
     """(T, vocabulary), of the positions whose next id is the model's"""
-    embedded = model.language.embedding(mx.array(texts.ids))
-    if pictures is not None:
-        rows = mx.array(texts.rows)
-        shown = mx.take(pictures, mx.maximum(rows, 0), axis=0)
-        embedded = mx.where((rows != NOTHING)[..., None], shown, embedded)
-    hidden = model.language(embedded, [_Uncached() for _ in model.language.layers])  # type: ignore[misc]
+    caches = [_Shared(mx.array(texts.head_of)) for _ in model.language.layers]
+    if texts.heads:
+        model.language(_embedded(model, pictures, texts.heads), caches)  # type: ignore[arg-type]
+    hidden = model.language(_embedded(model, pictures, texts.tails), caches)  # type: ignore[arg-type]
     said = mx.take(hidden.flatten(0, 1), mx.array(texts.positions), axis=0)
     return model.language.logits(said).astype(mx.float32)
+
+
+def _embedded(model: FastVLM, pictures: mx.array | None, rows: Rows) -> mx.array:
+    embedded = model.language.embedding(mx.array(rows.ids))
+    if pictures is None:
+        return embedded
+    places = mx.array(rows.pictures)
+    shown = mx.take(pictures, mx.maximum(places, 0), axis=0)
+    return mx.where((places != NOTHING)[..., None], shown, embedded)

@@ -21,8 +21,8 @@ from ..tokenizer import Tokenizer
 from . import curve, export, form, losses, questions, scenes, vocabulary
 from .recipe import Model, Recipe
 from .sources import Scenes
-from .state import Progress, State, resume, trim_log
-from .trainer import Logged, Subject, train
+from .state import Logged, Progress, State, resume, trim_log
+from .trainer import Subject, train
 
 _CORPUS = 20_000  # questions and answers that the tokenizer is learned from
 

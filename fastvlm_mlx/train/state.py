@@ -8,16 +8,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from ..atomic import new_directory
 from ..config import read_json
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from .trainer import Logged
 
 _KEPT = 2
 
@@ -26,6 +22,20 @@ _KEPT = 2
 class Progress:
     stage: int
     step: int  # steps done in it
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What a stretch of steps amounted to."""
+
+    stage: str
+    step: int  # steps done
+    steps: int
+    loss: float
+    rate: float
+    gradient: float  # its norm before clipping
+    s_per_step: float
+    measures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -57,10 +67,9 @@ class State:
             shutil.rmtree(old)
 
     def log(self, logged: Logged) -> None:
-        from .trainer import as_json
-
+        row = {f.name: getattr(logged, f.name) for f in dataclasses.fields(logged) if f.name != "measures"}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(as_json(logged) + "\n")
+            file.write(json.dumps(row | dict(logged.measures)) + "\n")
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -5,7 +5,6 @@ Several processes under MLX's launcher divide every batch and add up their gradi
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from .batches import Batch
 from .form import STATISTICS, calibrated, observe
 from .recipe import Recipe, Stage
 from .sources import Share
-from .state import Progress, State
+from .state import Logged, Progress, State
 
 _MOMENTUM = 0.1  # of a batch's statistics in the running ones
 _AHEAD = 4  # batches being made, per worker
@@ -44,20 +43,6 @@ class Subject:
     model: FastVLM
     config: ModelConfig
     put: Callable[[FastVLM, Mapping[str, mx.array]], None]
-
-
-@dataclass(frozen=True)
-class Logged:
-    """What a stretch of steps amounted to."""
-
-    stage: str
-    step: int  # steps done
-    steps: int
-    loss: float
-    rate: float
-    gradient: float  # its norm before clipping
-    s_per_step: float
-    measures: Mapping[str, float]
 
 
 def train(
@@ -323,8 +308,3 @@ def _nested(flat: Mapping[str, mx.array]) -> dict[str, Any]:
         name.removeprefix("all."): array for name, array in flat.items() if name.startswith("all.")
     }
     return nested
-
-
-def as_json(logged: Logged) -> str:
-    row = {name: getattr(logged, name) for name in logged.__dataclass_fields__ if name != "measures"}
-    return json.dumps(row | dict(logged.measures))
