@@ -43,6 +43,16 @@ FORMS: tuple[tuple[str, mx.Dtype, Bits], ...] = (
 )
 SHIPPED = {"float16": "tiny", "4 bit": "tiny-4bit"}
 GROUP = 64
+GOALS = {
+    "yesno": 97,
+    "colour": 97,
+    "shape": 97,
+    "count": 92,
+    "position": 92,
+    "describe": 85,
+    "read": 85,
+    "tallest": 90,
+}
 
 
 class Branches(nn.Module):
@@ -84,13 +94,13 @@ def measure(name: str, vlm: VLM, data: datasets.DataSet, kept: Path) -> reports.
 def table(found: dict[str, reports.Report]) -> str:
     names = list(found)
     categories = {name: score.rows for name, score in next(iter(found.values())).categories.items()}
-    lines = ["| | questions | " + " | ".join(names) + " |", "|---|--:|" + "--:|" * len(names)]
+    lines = ["| | questions | goal | " + " | ".join(names) + " |", "|---|--:|--:|" + "--:|" * len(names)]
     for category, rows in categories.items():
         cells = [f"{100 * found[name].categories[category].score:.1f}" for name in names]
-        lines.append(f"| {category} | {rows} | " + " | ".join(cells) + " |")
+        lines.append(f"| {category} | {rows} | {GOALS.get(category, '')} | " + " | ".join(cells) + " |")
     overall = [f"{100 * found[name].overall.score:.1f}" for name in names]
     total = next(iter(found.values())).overall.rows
-    lines.append(f"| all | {total} | " + " | ".join(overall) + " |")
+    lines.append(f"| all | {total} | | " + " | ".join(overall) + " |")
     return "\n".join(lines)
 
 
@@ -143,6 +153,7 @@ def card(run: Path, found: dict[str, reports.Report]) -> None:
         minutes = sum(row["s_per_step"] for row in own) * recipe.log_every / 60
         stages.append(
             f"{number}. {stage.name}: {stage.steps} steps of {stage.batch} pictures"
+            + (" (as rows of cells with letters)" if stage.view == "lines" else "")
             + (f", {stage.questions} questions about each" if stage.kind == "answers" else "")
             + f"; loss {own[-1]['loss']:.3f}; {minutes:.0f} minutes"
         )

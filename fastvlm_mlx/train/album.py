@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ..atomic import new_directory
+from .composing import scene
 from .drawing import draw
 from .questions import TRAINING_ONLY, Question, ask
-from .scenes import SPLITS, Split, scene
+from .scenes import SPLITS, Split
 
 _ASKING = 1  # sets the stream of questions apart from that of scenes
 

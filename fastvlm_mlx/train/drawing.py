@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .scenes import RGB, SIDE, Background, Chart, Line, Scene, Sign, Thing
+from .scenes import BLUE, RED, RGB, SIDE, WHITE, Background, Chart, Line, Scene, Sign, Thing
 from .strokes import polylines
 
 Points = list[tuple[float, float]]
@@ -17,7 +17,7 @@ _Y, _X = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
 _FINE = 4  # supersampling of things and signs
 _CAP, _MARGIN = 96, 20  # px of a master letter's capital height, and around it
 _STROKE_WIDTH = (9, 14, 20)
-_RED, _WHITE, _BLUE, _YELLOW = (200, 25, 35), (250, 250, 250), (30, 80, 180), (250, 205, 30)
+_YELLOW = (250, 205, 30)
 
 
 def draw(scene: Scene) -> NDArray[np.uint8]:
@@ -229,13 +229,13 @@ _ARROW: Points = [(-1, 0), (-0.2, -0.6), (-0.2, -0.22), (1, -0.22), (1, 0.22), (
 _BAND: Points = [(-1, -0.26), (1, -0.26), (1, 0.26), (-1, 0.26)]
 _INNER: Points = [(x, y - 0.16) for x, y in _DOWN]
 _LAYERS: dict[str, tuple[tuple[Points, float, RGB], ...]] = {
-    "stop": ((_OCTAGON, 1.0, _RED), (_OCTAGON, 0.95, _WHITE), (_OCTAGON, 0.9, _RED)),
-    "yield": ((_DOWN, 1.0, _RED), (_INNER, 0.62, _WHITE)),
-    "no entry": ((_DISC, 1.0, _RED), (_BAND, 0.72, _WHITE)),
-    "speed limit": ((_DISC, 1.0, _RED), (_DISC, 0.8, _WHITE)),
-    "priority road": ((_DIAMOND, 1.0, _WHITE), (_DIAMOND, 0.74, _YELLOW)),
-    "one way left": ((_DISC, 1.0, _BLUE), (_ARROW, 0.68, _WHITE)),
-    "one way right": ((_DISC, 1.0, _BLUE), ([(-x, y) for x, y in _ARROW], 0.68, _WHITE)),
+    "stop": ((_OCTAGON, 1.0, RED), (_OCTAGON, 0.95, WHITE), (_OCTAGON, 0.9, RED)),
+    "yield": ((_DOWN, 1.0, RED), (_INNER, 0.62, WHITE)),
+    "no entry": ((_DISC, 1.0, RED), (_BAND, 0.72, WHITE)),
+    "speed limit": ((_DISC, 1.0, RED), (_DISC, 0.8, WHITE)),
+    "priority road": ((_DIAMOND, 1.0, WHITE), (_DIAMOND, 0.74, _YELLOW)),
+    "one way left": ((_DISC, 1.0, BLUE), (_ARROW, 0.68, WHITE)),
+    "one way right": ((_DISC, 1.0, BLUE), ([(-x, y) for x, y in _ARROW], 0.68, WHITE)),
 }
 
 

@@ -14,8 +14,8 @@ from itertools import permutations, product
 
 import numpy as np
 
+from .composing import pick, sample
 from .scenes import (
-    CELL,
     GRID,
     HELD_OUT,
     KINDS,
@@ -24,20 +24,16 @@ from .scenes import (
     SHAPES,
     SIGNS,
     SIZES,
-    SPLITS,
-    Bar,
     Chart,
     Line,
     Scene,
     Sign,
     Thing,
-    held_out_number,
-    pick,
-    sample,
+    held_out,
 )
-from .words import TEST_WORDS, TRAIN_WORDS
+from .wordings import WORDINGS, describe, listing
+from .words import TRAIN_WORDS
 
-_TEST_SET = frozenset(TEST_WORDS)
 CANT_TELL = "I can't tell."
 TRAINING_ONLY = frozenset({"list"})
 
@@ -64,161 +60,15 @@ class Clue:
             and self.size in (None, thing.size)
         )
 
-    def one(self, noun: str = "thing") -> str:
-        return " ".join(word for word in (self.size, self.colour, self.shape or noun) if word)
+    def one(self) -> str:
+        return " ".join(word for word in (self.size, self.colour, self.shape or "thing") if word)
 
-    def many(self, noun: str = "things") -> str:
-        plural = f"{self.shape}es" if self.shape == "cross" else f"{self.shape}s"
-        return " ".join(word for word in (self.size, self.colour, plural if self.shape else noun) if word)
+    def many(self) -> str:
+        return f"{self.one()}{'es' if self.shape == 'cross' else 's'}"
 
 
-_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "describe": (
-        "Describe the picture.",
-        "Describe this image.",
-        "What is in the picture?",
-        "What do you see?",
-        "What does this image show?",
-    ),
-    "list": (
-        "List the cells.",
-        "List what is in each cell.",
-        "Go through the cells.",
-        "What is in every cell?",
-    ),
-    "count all": (
-        "How many shapes are there?",
-        "How many shapes can you see?",
-        "Count the shapes.",
-        "How many shapes does the picture show?",
-    ),
-    "count": (
-        "How many {} are there?",
-        "How many {} can you see?",
-        "Count the {}.",
-        "How many {} does the picture show?",
-    ),
-    "colour": (
-        "What {c} is the {}?",
-        "Which {c} is the {}?",
-        "What is the {c} of the {}?",
-        "Name the {c} of the {}.",
-    ),
-    "shape": (
-        "What shape is the {}?",
-        "Which shape is the {}?",
-        "What is the shape of the {}?",
-        "Name the shape of the {}.",
-    ),
-    "size": (
-        "Is the {} big or small?",
-        "What size is the {}, big or small?",
-        "Is the {} small or big?",
-        "How large is the {}, big or small?",
-    ),
-    "position": (
-        "Where is the {}?",
-        "Which corner is the {} nearest to?",
-        "In which quarter of the picture is the {}?",
-        "Where in the picture is the {}?",
-    ),
-    "relation": (
-        "What is {side} the {}?",
-        "What lies {side} the {}?",
-        "Which shape is {side} the {}?",
-        "What can you see {side} the {}?",
-    ),
-    "read": (
-        "What does the text say?",
-        "Read the text.",
-        "What is written here?",
-        "What does it say in the picture?",
-        "Which text is shown?",
-    ),
-    "number": (
-        "What number is shown?",
-        "Which number is in the picture?",
-        "Read the number.",
-        "What is the number?",
-    ),
-    "tallest": (
-        "Which bar is the tallest?",
-        "Which bar is tallest?",
-        "Which bar is the highest?",
-        "What is the label of the tallest bar?",
-        "Name the tallest bar.",
-    ),
-    "shortest": (
-        "Which bar is the shortest?",
-        "Which bar is shortest?",
-        "Which bar is the lowest?",
-        "What is the label of the shortest bar?",
-        "Name the shortest bar.",
-    ),
-    "sign": (
-        "What sign is this?",
-        "Which road sign is shown?",
-        "What does this road sign mean?",
-        "Name the road sign.",
-    ),
-    "limit": (
-        "What is the speed limit?",
-        "Which speed limit is shown?",
-        "How fast may one drive?",
-        "What limit does the sign give?",
-    ),
-    "sign says": (
-        "What does the sign say?",
-        "Read the sign.",
-        "What is written on the sign?",
-        "Which text is on the sign?",
-    ),
-    "is there": ("Is there {}?", "Can you see {}?", "Does the picture show {}?", "Is {} in the picture?"),
-    "any text": (
-        "Is there any text?",
-        "Can you see any text?",
-        "Does the picture show any text?",
-        "Is anything written here?",
-    ),
-    "left": (
-        "Is the {} to the left of the {}?",
-        "Is the {} left of the {}?",
-        "Does the {} lie to the left of the {}?",
-        "Is the {} further left than the {}?",
-    ),
-    "above": (
-        "Is the {} above the {}?",
-        "Is the {} higher up than the {}?",
-        "Does the {} lie above the {}?",
-        "Is the {} further up than the {}?",
-    ),
-    "more": (
-        "Are there more {} than {}?",
-        "Does the picture show more {} than {}?",
-        "Can you see more {} than {}?",
-        "Does the image contain more {} than {}?",
-    ),
-    "is it": (
-        "Is the {} {}?",
-        "Would you say the {} is {}?",
-        "Is it true that the {} is {}?",
-        "Is the {} really {}?",
-    ),
-    "word": ("Does the text say {}?", "Is the text {}?", "Is {} written here?", "Does it say {}?"),
-    "taller": (
-        "Is bar {} taller than bar {}?",
-        "Is the bar {} higher than the bar {}?",
-        "Is {} taller than {}?",
-        "Does bar {} reach higher than bar {}?",
-    ),
-    "is sign": (
-        "Is this a {} sign?",
-        "Is the road sign a {} sign?",
-        "Does the picture show a {} sign?",
-        "Can you see a {} sign?",
-    ),
-}
 _SIDES = {"to the left of": (0, -1), "to the right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+_TELLING = 8  # px between the tops of two bars that are compared
 # Shapes that nothing in a picture without things could be taken for.
 _FOREIGN = {
     "text": ("circle", "triangle", "diamond", "star", "heart"),
@@ -234,13 +84,9 @@ def ask(scene: Scene, rng: np.random.Generator) -> list[Question]:
         Question("list", _say(rng, "list"), listing(scene)),
         *(_about_things(scene, rng) if scene.things else _without_things(scene, rng)),
         *(_about_lines(scene.lines, rng) if scene.lines else ()),
-        *(() if scene.lettering() else _unknown(rng, ("read", "number"))),
+        *(() if scene.lettering() else (_unknown(rng, "read"), _unknown(rng, "number"))),
         *(_about_chart(scene.chart, rng) if scene.chart else _without_chart(rng)),
-        *(
-            _about_sign(scene.sign, rng)
-            if scene.sign
-            else _unknown(rng, (pick(rng, ("sign", "limit", "sign says")),))
-        ),
+        *(_about_sign(scene.sign, rng) if scene.sign else _without_sign(rng)),
         *_presence(scene, rng),
     ]
 
@@ -248,40 +94,10 @@ def ask(scene: Scene, rng: np.random.Generator) -> list[Question]:
 def corpus(rng: np.random.Generator, count: int) -> Iterator[str]:
     """Questions and answers of training scenes, `count` strings, for a tokenizer to learn from."""
     while count > 0:
-        for question in ask(sample(rng, SPLITS[0]), rng):
+        for question in ask(sample(rng, "train"), rng):
             for text in (question.text, question.answer)[:count]:
                 count -= 1
                 yield text
-
-
-def describe(scene: Scene) -> str:
-    """A sentence that names everything, in reading order."""
-    if scene.chart:
-        return f"A bar chart with the bars {_joined([bar.label.text for bar in scene.chart.bars])}."
-    if scene.sign:
-        return _sentence(_described(scene.sign))
-    things = _joined([f"a {thing.size} {thing.colour} {thing.shape}" for thing in _in_order(scene)])
-    lines = _joined([f"the {_noun(line.text)} {line.text}" for line in scene.lines])
-    return _sentence(", with ".join(part for part in (things, lines) if part))
-
-
-def listing(scene: Scene) -> str:
-    """What is in each of the 16 cells, row by row."""
-    grid = [["-"] * GRID for _ in range(GRID)]
-    for thing in scene.things:
-        grid[thing.cell[0]][thing.cell[1]] = f"{thing.colour} {thing.shape}"
-    if scene.sign:
-        grid[int(scene.sign.y // CELL)][int(scene.sign.x // CELL)] = "sign"
-    for row, column in (
-        (int(b.top // CELL), int(b.x // CELL)) for b in (scene.chart.bars if scene.chart else ())
-    ):
-        grid[row][column] = "bar" if grid[row][column] == "-" else f"{grid[row][column]} bar"
-    for line in scene.lettering():
-        row = int(line.y // CELL)
-        for letter, x in line.letters():
-            before = grid[row][int(x // CELL)]
-            grid[row][int(x // CELL)] = (before if before.isupper() or before.isdigit() else "") + letter
-    return " / ".join(" ".join(row) for row in grid)
 
 
 def corner(thing: Thing) -> str:
@@ -296,13 +112,13 @@ def matching(scene: Scene, clue: Clue) -> tuple[Thing, ...]:
 
 
 def _say(rng: np.random.Generator, key: str, *words: str, **named: str) -> str:
-    text = pick(rng, _TEMPLATES[key])
+    text = pick(rng, WORDINGS[key])
     colour = "colour" if rng.random() < 0.5 else "color"
     return text.format(*words, c=colour, **named)
 
 
-def _unknown(rng: np.random.Generator, keys: Sequence[str], *words: str) -> list[Question]:
-    return [Question("unknown", _say(rng, key, *words), CANT_TELL) for key in keys]
+def _unknown(rng: np.random.Generator, key: str, *words: str, **named: str) -> Question:
+    return Question("unknown", _say(rng, key, *words, **named), CANT_TELL)
 
 
 def _yesno(rng: np.random.Generator, truth: bool, key: str, *words: str) -> Question:
@@ -315,22 +131,6 @@ def _coin(rng: np.random.Generator) -> bool:
 
 def _a(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _noun(text: str) -> str:
-    return "number" if text.isdigit() else "word"
-
-
-def _in_order(scene: Scene) -> list[Thing]:
-    return sorted(scene.things, key=lambda thing: thing.cell)
 
 
 def _clues(thing: Thing) -> list[Clue]:
@@ -356,16 +156,13 @@ def _told_apart(scene: Scene, thing: Thing, without: str = "") -> list[Clue]:
 
 def _about_things(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     yield Question("count", _say(rng, "count all"), str(len(scene.things)))
-    for clue in (_counted(scene, rng) for _ in range(3)):
+    for _ in range(3):
+        clue = _counted(scene, rng)
         yield Question("count", _say(rng, "count", clue.many()), str(len(matching(scene, clue))))
     for thing in scene.things:
-        for category, property_, key in (
-            ("colour", "colour", "colour"),
-            ("shape", "shape", "shape"),
-            ("size", "size", "size"),
-        ):
-            if clues := _told_apart(scene, thing, property_):
-                yield Question(category, _say(rng, key, pick(rng, clues).one()), getattr(thing, property_))
+        for name in ("colour", "shape", "size"):
+            if clues := _told_apart(scene, thing, name):
+                yield Question(name, _say(rng, name, pick(rng, clues).one()), getattr(thing, name))
         if clues := _told_apart(scene, thing):
             yield Question("position", _say(rng, "position", pick(rng, clues).one()), corner(thing))
             yield from _neighbours(scene, thing, pick(rng, clues), rng)
@@ -410,9 +207,8 @@ def _neighbours(scene: Scene, thing: Thing, clue: Clue, rng: np.random.Generator
 
 def _present(scene: Scene, rng: np.random.Generator) -> Clue:
     thing = pick(rng, scene.things)
-    return pick(
-        rng, (Clue(None, thing.colour, thing.shape), Clue(None, thing.colour, thing.shape), *_clues(thing))
-    )
+    pair = Clue(None, thing.colour, thing.shape)
+    return pick(rng, (pair, pair, *_clues(thing)))
 
 
 def _missing(scene: Scene, rng: np.random.Generator) -> Clue:
@@ -440,8 +236,8 @@ def _absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     shapes = [shape for shape in SHAPES if not matching(scene, Clue(shape=shape))]
     colours = [colour for colour in NAMES if not matching(scene, Clue(colour=colour))]
     size = pick(rng, (None, None, *SIZES))
-    yield from _unknown(rng, ["colour"], Clue(size, None, pick(rng, shapes)).one())
-    yield from _unknown(rng, ["shape"], Clue(size, pick(rng, colours)).one())
+    yield _unknown(rng, "colour", Clue(size, None, pick(rng, shapes)).one())
+    yield _unknown(rng, "shape", Clue(size, pick(rng, colours)).one())
     pairs = [
         clue
         for shape, colour in product(SHAPES, NAMES)
@@ -450,15 +246,10 @@ def _absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         and _fair(scene, clue)
     ]
     for key in ("size", "position"):
-        yield from _unknown(
-            rng,
-            [key],
-            pick(
-                rng, [pick(rng, pairs), Clue(shape=pick(rng, shapes)), Clue(colour=pick(rng, colours))]
-            ).one(),
-        )
+        options = pick(rng, pairs), Clue(shape=pick(rng, shapes)), Clue(colour=pick(rng, colours))
+        yield _unknown(rng, key, pick(rng, options).one())
     side = pick(rng, tuple(_SIDES))
-    yield Question("unknown", _say(rng, "relation", pick(rng, pairs).one(), side=side), CANT_TELL)
+    yield _unknown(rng, "relation", pick(rng, pairs).one(), side=side)
 
 
 def _compared(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -472,19 +263,16 @@ def _compared(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         if pairs:
             truth = _coin(rng)
             first, second = pick(rng, pairs)[:: 1 if truth else -1]
-            yield _yesno(
-                rng, truth, key, *(pick(rng, _told_apart(scene, one)).one() for one in (first, second))
-            )
+            words = (pick(rng, _told_apart(scene, one)).one() for one in (first, second))
+            yield _yesno(rng, truth, key, *words)
     for name, values in (("colour", NAMES), ("shape", SHAPES)):
         clues = [Clue(**{name: value}) for value in values]
         counts = {clue: len(matching(scene, clue)) for clue in clues}
         unlike = [(a, b) for a, b in permutations(clues, 2) if counts[a] > counts[b]]
         likely = [pair for pair in unlike if counts[pair[1]]] or unlike
         truth = _coin(rng)
-        more, fewer = pick(rng, likely)
-        yield _yesno(
-            rng, truth, "more", *(clue.many() for clue in ((more, fewer) if truth else (fewer, more)))
-        )
+        more, fewer = pick(rng, likely)[:: 1 if truth else -1]
+        yield _yesno(rng, truth, "more", more.many(), fewer.many())
     thing = pick(rng, scene.things)
     for name, options in (("colour", NAMES), ("size", tuple(SIZES))):
         if clues := _told_apart(scene, thing, name):
@@ -495,10 +283,10 @@ def _compared(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 def _without_things(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     shape, colour = pick(rng, _FOREIGN[scene.kind]), pick(rng, NAMES)
-    pair = Clue(None, colour, shape)
-    clue = pick(rng, (Clue(shape=shape), pair if _fair(scene, pair) else Clue(shape=shape)))
-    yield from _unknown(rng, ["colour"], Clue(shape=shape).one())
-    yield from _unknown(rng, [pick(rng, ("size", "position"))], clue.one())
+    alone, pair = Clue(shape=shape), Clue(None, colour, shape)
+    clue = pick(rng, (alone, pair if _fair(scene, pair) else alone))
+    yield _unknown(rng, "colour", alone.one())
+    yield _unknown(rng, pick(rng, ("size", "position")), clue.one())
     yield Question("count", _say(rng, "count", clue.many()), "0")
 
 
@@ -507,7 +295,7 @@ def _about_lines(lines: Sequence[Line], rng: np.random.Generator) -> Iterator[Qu
     digits = all(line.text.isdigit() for line in lines)
     yield Question("number" if digits else "read", _say(rng, "read"), text)
     if not any(line.text.isdigit() for line in lines):
-        yield from _unknown(rng, ["number"])
+        yield _unknown(rng, "number")
     elif len(lines) == 1:
         yield Question("number", _say(rng, "number"), text)
     if len(lines) == 1:
@@ -515,8 +303,9 @@ def _about_lines(lines: Sequence[Line], rng: np.random.Generator) -> Iterator[Qu
         yield _yesno(rng, truth, "word", text if truth else _mistaken(text, rng))
 
 
-def _held_out(text: str) -> bool:
-    return held_out_number(int(text)) if text.isdigit() else text in _TEST_SET
+def _leaks(asked: str, shown: str) -> bool:
+    """Whether naming this in a question about that would show training what is held out."""
+    return held_out(asked) and not held_out(shown)
 
 
 def _mistaken(text: str, rng: np.random.Generator) -> str:
@@ -528,8 +317,7 @@ def _mistaken(text: str, rng: np.random.Generator) -> str:
             at = int(rng.integers(len(text)))
             signs = string.digits[1:] if text.isdigit() else string.ascii_uppercase
             made = text[:at] + pick(rng, signs) + text[at + 1 :]
-        leaks = _held_out(made) and not _held_out(text)
-        if made != text and not leaks:
+        if made != text and not _leaks(made, text):
             return made
 
 
@@ -539,64 +327,50 @@ def _about_chart(chart: Chart, rng: np.random.Generator) -> Iterator[Question]:
     yield Question("shortest", _say(rng, "shortest"), order[-1].label.text)
     yield Question("count", _say(rng, "count", "bars"), str(len(order)))
     bar = pick(rng, order)
-    where, asked = pick(
-        rng, (("tallest bar", order[0]), ("shortest bar", order[-1]), (f"bar {bar.label.text}", bar))
-    )
+    named = ("tallest bar", order[0]), ("shortest bar", order[-1]), (f"bar {bar.label.text}", bar)
+    where, asked = pick(rng, named)
     yield Question("colour", _say(rng, "colour", where), asked.colour)
-    others = [letter for letter in string.ascii_uppercase if letter not in {one.label.text for one in order}]
-    yield from _unknown(rng, ["colour"], f"bar {pick(rng, others)}")
+    labels = [one.label.text for one in order]
+    others = [letter for letter in string.ascii_uppercase if letter not in labels]
+    yield _unknown(rng, "colour", f"bar {pick(rng, others)}")
+    pairs = [(a, b) for a, b in permutations(order, 2) if b.top - a.top >= _TELLING]
     for _ in range(2):
-        pairs = [(a, b) for a, b in permutations(order, 2) if b.top - a.top >= 8]
         truth = _coin(rng)
         first, second = pick(rng, pairs)[:: 1 if truth else -1]
         yield _yesno(rng, truth, "taller", first.label.text, second.label.text)
     truth = _coin(rng)
-    yield _bar_named(rng, truth, order, others)
-
-
-def _bar_named(rng: np.random.Generator, truth: bool, bars: Sequence[Bar], others: Sequence[str]) -> Question:
-    return _yesno(
-        rng, truth, "is there", f"a bar {pick(rng, bars).label.text if truth else pick(rng, others)}"
-    )
+    yield _yesno(rng, truth, "is there", f"a bar {pick(rng, labels if truth else others)}")
 
 
 def _without_chart(rng: np.random.Generator) -> Iterator[Question]:
-    yield from _unknown(rng, [pick(rng, ("tallest", "shortest"))])
+    yield _unknown(rng, pick(rng, ("tallest", "shortest")))
     if rng.random() < 0.3:
-        yield from _unknown(rng, ["colour"], pick(rng, ("tallest bar", "shortest bar")))
-
-
-def _named(sign: Sign) -> str:
-    return f"speed limit {sign.line.text}" if sign.kind == "speed limit" and sign.line else sign.kind
-
-
-def _described(sign: Sign) -> str:
-    if sign.kind == "speed limit" and sign.line:
-        return f"a speed limit sign that says {sign.line.text}"
-    if sign.kind.startswith("one way"):
-        return f"a one way sign that points {sign.kind.removeprefix('one way ')}"
-    return f"a {sign.kind} sign"
+        yield _unknown(rng, "colour", pick(rng, ("tallest bar", "shortest bar")))
 
 
 def _about_sign(sign: Sign, rng: np.random.Generator) -> Iterator[Question]:
-    yield Question("sign", _say(rng, "sign"), _named(sign))
+    limit = sign.line.text if sign.line and sign.kind == "speed limit" else None
+    yield Question("sign", _say(rng, "sign"), f"speed limit {limit}" if limit else sign.kind)
     for _ in range(2):
         truth = _coin(rng)
         name = sign.kind if truth else pick(rng, [kind for kind in SIGNS if kind != sign.kind])
         yield _yesno(rng, truth, "is sign", name)
-    if sign.kind == "speed limit" and sign.line:
-        text = sign.line.text
-        yield Question("number", _say(rng, "limit"), text)
-        yield Question("number", _say(rng, "sign says"), text)
+    if limit:
+        yield Question("number", _say(rng, "limit"), limit)
+        yield Question("number", _say(rng, "sign says"), limit)
         truth = _coin(rng)
-        limits = [n for n in map(str, LIMITS) if n != text and (_held_out(text) or not _held_out(n))]
-        yield _yesno(rng, truth, "is it", "speed limit", text if truth else pick(rng, limits))
+        others = [other for other in LIMITS if other != limit and not _leaks(other, limit)]
+        yield _yesno(rng, truth, "is it", "speed limit", limit if truth else pick(rng, others))
         return
-    yield from _unknown(rng, ["limit"])
+    yield _unknown(rng, "limit")
     if sign.line:
         yield Question("read", _say(rng, "sign says"), sign.line.text)
     else:
-        yield from _unknown(rng, ["sign says"])
+        yield _unknown(rng, "sign says")
+
+
+def _without_sign(rng: np.random.Generator) -> Iterator[Question]:
+    yield _unknown(rng, pick(rng, ("sign", "limit", "sign says")))
 
 
 def _presence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:

@@ -11,7 +11,7 @@ import numpy as np
 from ..config import IMAGE_MARK, STRIDE
 from ..prompt import render
 from ..tokenizer import Tokenizer
-from . import drawing, questions, scenes
+from . import composing, drawing, questions, scenes
 from .batches import Batch, Sample, collate, conversation
 from .recipe import Stage
 
@@ -43,7 +43,7 @@ class Scenes:
         seed = self.seed * 1000 + number
         if stage.kind == "cells":
             return _cells([_view(lines, seed, index) for index in mine])
-        shown = [scenes.scene(seed, index, "train") for index in mine]
+        shown = [composing.scene(seed, index, "train") for index in mine]
         pixels = np.stack([drawing.draw(scene) for scene in shown])
         tokens = (pixels.shape[1] // STRIDE) * (pixels.shape[2] // STRIDE)
         rng = np.random.default_rng([seed, step, share.rank])
@@ -72,9 +72,9 @@ def _view(lines: bool, seed: int, index: int) -> tuple[scenes.Scene, Rows]:
     """A scene and what to show of it: all, or a row of cells with letters, from the first of several that
     has any. Letters are the hardest to learn, and a row costs a quarter."""
     if not lines:
-        return scenes.scene(seed, index, "train"), range(scenes.GRID)
+        return composing.scene(seed, index, "train"), range(scenes.GRID)
     for attempt in range(_ATTEMPTS):
-        scene = scenes.scene(seed, index * _ATTEMPTS + attempt, "train")
+        scene = composing.scene(seed, index * _ATTEMPTS + attempt, "train")
         lettered = np.flatnonzero((scenes.cells(scene).glyphs > 0).any((1, 2)))
         if len(lettered):
             row = int(lettered[index % len(lettered)])

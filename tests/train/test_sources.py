@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_mlx.train import drawing, scenes
+from fastvlm_mlx.train import composing, drawing, scenes
 from fastvlm_mlx.train.recipe import Stage
 from fastvlm_mlx.train.sources import Scenes, Share
 
@@ -29,7 +29,7 @@ def test_shares_together_are_the_whole_batch() -> None:
 
 def test_targets_are_those_of_the_cells_shown() -> None:
     batch = SOURCE.batch(CELLS, 0, 0, Share())
-    scene = scenes.scene(7000, 2, "train")
+    scene = composing.scene(7000, 2, "train")
     assert np.array_equal(batch.pixels[2], drawing.draw(scene))
     for name, (slots, _) in scenes.HEADS.items():
         wanted = getattr(scenes.cells(scene), name).reshape(-1, slots)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import fastvlm_mlx
+from fastvlm_mlx.train import composing
 from fastvlm_mlx.train import recipe as recipes
-from fastvlm_mlx.train import scenes
 from fastvlm_mlx.train.drawing import draw
 from fastvlm_mlx.train.finetune import finetune
 
@@ -41,7 +41,7 @@ def write(folder: Path, name: str, count: int, seed: int) -> list[dict[str, str]
     rows: list[dict[str, str]] = []
     index = 0
     while len(rows) < count:
-        scene = scenes.scene(seed, index, "train")
+        scene = composing.scene(seed, index, "train")
         index += 1
         if scene.kind != "objects":
             continue
