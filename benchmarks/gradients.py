@@ -1,4 +1,4 @@
-"""A training step of the built-in model's tower on the CPU: our kernels' gradients against MLX's own.
+"""A training step of the `tiny` recipe's tower on the CPU: our kernels' gradients against MLX's own.
 
     python benchmarks/gradients.py
 

@@ -84,14 +84,14 @@ def gelu(x: mx.array) -> mx.array:
     """By the error function, as the reference."""
     if _on_gpu():
         return _fused_gelu(x)
-    return _quick_gelu(x) if _worth_it(x) else _gelu(x)
+    return _quick_gelu(x) if _worth_it(x) else _gelu(x)  # type: ignore[return-value]
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) · up"""
     if _on_gpu():
         return _fused_swiglu(gate, up)
-    return _quick_swiglu(gate, up) if _worth_it(gate) else _swiglu(gate, up)
+    return _quick_swiglu(gate, up) if _worth_it(gate) else _swiglu(gate, up)  # type: ignore[return-value]
 
 
 # Autodiff through the rational functions would double their many operations. Training alone takes gradients,
@@ -118,11 +118,11 @@ def _swiglu_gradients(gate: mx.array, up: mx.array, cotangent: mx.array) -> tupl
     return cotangent * up * (logistic + silu * (1 - logistic)), cotangent * silu
 
 
-@_quick_gelu.vjp  # type: ignore[misc]
+@_quick_gelu.vjp
 def _(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
     return _gelu_gradient(x, cotangent)
 
 
-@_quick_swiglu.vjp  # type: ignore[misc]
+@_quick_swiglu.vjp
 def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
     return _swiglu_gradients(*primals, cotangent)

@@ -56,7 +56,11 @@ def toeplitz(weight: mx.array, stride: int) -> Convolution:
     def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
         return _gradients(*primals, cotangent, stride)
 
-    return lambda x: convolve(x, weight)
+    def prepared_convolution(x: mx.array) -> mx.array:
+        y: mx.array = convolve(x, weight)  # type: ignore[assignment]
+        return y
+
+    return prepared_convolution
 
 
 def _windows(x: mx.array, size: int, stride: int, tile: tuple[int, int]) -> mx.array:

@@ -1,1 +1,1 @@
-"""Making the built-in demo model: pictures with known contents, questions about them, and the training."""
+"""Training: a small model on drawn scenes, or any checkpoint on a user's conversations."""

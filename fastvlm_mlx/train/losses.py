@@ -83,10 +83,8 @@ class _Shared:
         if self._heads is None:
             self._heads, self.offset = (keys, values), keys.shape[2]
             return keys, values
-        seen = (mx.take(part, self._head_of, axis=0) for part in self._heads)
-        both = zip(seen, (keys, values), strict=True)
-        keys, values = (mx.concatenate(pair, axis=2) for pair in both)
-        return keys, values
+        seen_keys, seen_values = (mx.take(part, self._head_of, axis=0) for part in self._heads)
+        return mx.concatenate([seen_keys, keys], axis=2), mx.concatenate([seen_values, values], axis=2)
 
 
 def answers(model: FastVLM, features: mx.array, texts: Sequence[Texts]) -> tuple[mx.array, Measures]:

@@ -270,7 +270,7 @@ def _mean(array: mx.array, share: Share) -> mx.array:
 
 def _any(flag: bool, share: Share) -> bool:
     """The same for every process, so that all stop at the same step."""
-    return bool(_mean(mx.array(float(flag)), share).item() > 0)
+    return _mean(mx.array(float(flag)), share).item() != 0
 
 
 def _summary(
@@ -282,7 +282,7 @@ def _summary(
     share: Share,
 ) -> Logged:
     def mean(values: list[mx.array]) -> float:
-        return round(_mean(mx.stack(values).mean(), share).item(), 5)
+        return round(float(np.array(_mean(mx.stack(values).mean(), share))), 5)
 
     values, norms, measures = zip(*window, strict=True)
     return Logged(
@@ -290,7 +290,7 @@ def _summary(
         step,
         stage.steps,
         mean(list(values)),
-        round(optimizer.learning_rate.item(), 8),
+        round(float(np.array(optimizer.learning_rate)), 8),
         mean(list(norms)),
         round(s_per_step, 4),
         {name: mean([found[name] for found in measures]) for name in measures[0]},

@@ -12,7 +12,10 @@ from .. import tell
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe (TOML), or `tiny`, that of the built-in model.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe (TOML), or `tiny`, that of a small model on drawn scenes."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; one begun is continued.")],
     minutes: Annotated[
