@@ -60,7 +60,7 @@ def fuse(
             quantization[name] = linear.how
 
     def take(name: str) -> Linear:
-        return _linear(raw, name, packed)
+        return linear_of(raw, name, packed)
 
     _fuse_tower(raw, vision, packed, fused, precision)
     for name in ("projector.fc1", "projector.fc2", "language.embedding"):
@@ -78,7 +78,7 @@ def fuse(
     return FusedWeights(fused), quantization
 
 
-def _linear(raw: RawWeights, name: str, packed: Packed) -> Linear:
+def linear_of(raw: RawWeights, name: str, packed: Packed) -> Linear:
     bias, scales, biases = (raw.get(f"{name}.{part}") for part in ("bias", "scales", "biases"))
     return Linear(raw[f"{name}.weight"], bias, scales, biases, packed.get(name))
 
@@ -116,25 +116,23 @@ def _fuse_tower(
 
     stem = "vision.stem"
     for name in ("conv", "depthwise"):
-        kernel = _mobile_one(raw, f"{stem}.{name}")
+        kernel = mobile_one(raw, f"{stem}.{name}")
         put(f"{stem}.{name}", kernel.weight, kernel.bias)
-    kernel = _mobile_one(raw, f"{stem}.pointwise")
+    kernel = mobile_one(raw, f"{stem}.pointwise")
     put(f"{stem}.pointwise", kernel.weight.flatten(1), kernel.bias)
 
     for index, dim in enumerate(config.dims):
         stage = f"vision.stages.{index}"
         if index:
             step, times = f"{stage}.downsample", dim // config.dims[index - 1]
-            kernel = _residues_first(_large_kernel(raw, f"{step}.depthwise"), times)
+            kernel = _residues_first(large_kernel(raw, f"{step}.depthwise"), times)
             put(f"{step}.depthwise", kernel.weight, kernel.bias)
-            kernel = _mobile_one(raw, f"{step}.pointwise")
+            kernel = mobile_one(raw, f"{step}.pointwise")
             columns = [kernel.weight.flatten(1)[:, first::times] for first in range(times)]
             put(f"{step}.pointwise", mx.concatenate(columns, axis=1), kernel.bias)
         if index >= config.attention_from:
-            name = f"{stage}.position"
-            trained = f"{name}.conv.weight" in raw
-            kernel = reparam.positional(_kernel(raw, f"{name}.conv")) if trained else _kernel(raw, name)
-            put(name, kernel.weight, kernel.bias)
+            kernel = positional(raw, f"{stage}.position")
+            put(f"{stage}.position", kernel.weight, kernel.bias)
         for number in range(config.layers[index]):
             block = f"{stage}.blocks.{number}"
             if index >= config.attention_from:
@@ -143,7 +141,7 @@ def _fuse_tower(
                     put(f"{block}.attention.{name}", weight, bias)
             else:
                 scale = raw[f"{block}.layer_scale"].flatten()
-                kernel = _rep_mixer(raw, f"{block}.mixer")
+                kernel = rep_mixer(raw, f"{block}.mixer")
                 put(f"{block}.mixer", kernel.weight, kernel.bias)
             norm = _norm(raw, f"{block}.ffn.depthwise.bn")
             kernel = reparam.fold(raw[f"{block}.ffn.depthwise.conv.weight"], norm)
@@ -152,7 +150,7 @@ def _fuse_tower(
             put(f"{block}.ffn.fc1", fc1, raw[f"{block}.ffn.fc1.bias"] + fc1 @ norm.shift)
             put(f"{block}.ffn.fc2", fc2 * scale[:, None], raw[f"{block}.ffn.fc2.bias"] * scale)
 
-    kernel = _residues_first(_mobile_one(raw, "vision.expand.depthwise"), 2)
+    kernel = _residues_first(mobile_one(raw, "vision.expand.depthwise"), 2)
     put("vision.expand.depthwise", kernel.weight, kernel.bias)
     for name in ("vision.expand.squeeze", "vision.expand.excite"):
         put(name, _matrix(raw, name), raw[f"{name}.bias"])
@@ -163,7 +161,7 @@ def _matrix(raw: RawWeights, name: str) -> mx.array:
     return raw[f"{name}.weight"].flatten(1)
 
 
-def _kernel(raw: RawWeights, name: str) -> Kernel:
+def kernel_of(raw: RawWeights, name: str) -> Kernel:
     return Kernel(raw[f"{name}.weight"], raw[f"{name}.bias"])
 
 
@@ -175,9 +173,9 @@ def _folded(raw: RawWeights, name: str) -> Kernel:
     return reparam.fold(raw[f"{name}.conv.weight"], _norm(raw, f"{name}.bn"))
 
 
-def _mobile_one(raw: RawWeights, name: str) -> Kernel:
+def mobile_one(raw: RawWeights, name: str) -> Kernel:
     if f"{name}.weight" in raw:
-        return _kernel(raw, name)
+        return kernel_of(raw, name)
     branches: list[Kernel] = []
     while f"{name}.kxk.{len(branches)}.conv.weight" in raw:
         branches.append(_folded(raw, f"{name}.kxk.{len(branches)}"))
@@ -188,20 +186,26 @@ def _mobile_one(raw: RawWeights, name: str) -> Kernel:
     )
 
 
-def _large_kernel(raw: RawWeights, name: str) -> Kernel:
+def large_kernel(raw: RawWeights, name: str) -> Kernel:
     if f"{name}.weight" in raw:
-        return _kernel(raw, name)
+        return kernel_of(raw, name)
     return reparam.large_kernel(_folded(raw, f"{name}.large"), _folded(raw, f"{name}.small"))
 
 
-def _rep_mixer(raw: RawWeights, name: str) -> Kernel:
+def rep_mixer(raw: RawWeights, name: str) -> Kernel:
     if f"{name}.weight" in raw:
-        return _kernel(raw, name)
+        return kernel_of(raw, name)
     return reparam.rep_mixer(
-        _mobile_one(raw, f"{name}.mixer"),
+        mobile_one(raw, f"{name}.mixer"),
         _norm(raw, f"{name}.norm.skip"),
         raw[f"{name}.layer_scale"].flatten(),
     )
+
+
+def positional(raw: RawWeights, name: str) -> Kernel:
+    if f"{name}.weight" in raw:
+        return kernel_of(raw, name)
+    return reparam.positional(kernel_of(raw, f"{name}.conv"))
 
 
 def _residues_first(kernel: Kernel, times: int) -> Kernel:
@@ -219,7 +223,7 @@ def _attention(
     gain, shift = raw[f"{block}.norm.weight"], raw[f"{block}.norm.bias"]
     scale = raw[f"{block}.layer_scale_1"].flatten()
     qkv, proj = (
-        _linear(raw, f"{block}.attention.{name}", packed).dense().astype(gain.dtype)
+        linear_of(raw, f"{block}.attention.{name}", packed).dense().astype(gain.dtype)
         for name in ("qkv", "proj")
     )
     rows = mx.arange(qkv.shape[0])[:, None]

@@ -47,11 +47,7 @@ def convert(
     `dtype` None keeps the source's. The source is only read.
     """
     atomic.refuse(destination, overwrite)
-    ours, theirs = destination.absolute().resolve(), source.absolute().resolve()
-    if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
-        raise CheckpointError(
-            f"{destination}: overlaps the source {source}, which is only read; choose another path"
-        )
+    atomic.refuse_overlap(destination, source)
     if not source.is_dir():
         raise CheckpointError(f"{source}: not a directory; give a model directory or a hub id")
     tokenizer = Tokenizer.load(source)

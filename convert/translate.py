@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,18 +28,22 @@ class Translated:
     weights: FusedWeights
 
 
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint as it is stored, found to be whole: nothing is fused yet."""
+
+    layout: Layout
+    config: ModelConfig  # without what is quantized
+    raw: RawWeights
+    packed: dict[str, Quantization]  # by raw path
+
+
 def translate(directory: Path, tokenizer: Tokenizer | None = None) -> Translated:
     """Layout, configuration and fused weights; names and shapes are checked against the model.
 
     The tower comes out in float32, as it was folded; the rest as it was stored.
     """
-    file = directory / checkpoint.CONFIG
-    raw_config = read_json(file)
-    foreign.check_model_type(raw_config, file)
-    stored = checkpoint.lazy_weights(directory)
-    layout = detect(stored, directory)
-    tokenizer = tokenizer or Tokenizer.load(directory)
-    return from_stored(layout, stored, raw_config, directory, tokenizer)
+    return _fused(read_source(directory, tokenizer))
 
 
 def from_stored(
@@ -48,6 +53,26 @@ def from_stored(
     directory: Path,
     tokenizer: Tokenizer,
 ) -> Translated:
+    return _fused(source_of(layout, stored, raw_config, directory, tokenizer))
+
+
+def read_source(directory: Path, tokenizer: Tokenizer | None = None) -> Source:
+    file = directory / checkpoint.CONFIG
+    raw_config = read_json(file)
+    foreign.check_model_type(raw_config, file)
+    stored = checkpoint.lazy_weights(directory)
+    layout = detect(stored, directory)
+    tokenizer = tokenizer or Tokenizer.load(directory)
+    return source_of(layout, stored, raw_config, directory, tokenizer)
+
+
+def source_of(
+    layout: Layout,
+    stored: Mapping[str, mx.array],
+    raw_config: Mapping[str, Any],
+    directory: Path,
+    tokenizer: Tokenizer,
+) -> Source:
     if layout is APPLE_APP:
         raise CheckpointError(
             f"{directory}: an export for Apple's app: its vision tower is a Core ML package, not tensors. "
@@ -67,16 +92,20 @@ def from_stored(
     text = foreign.text_config(raw_config, file, tokenizer, rows[0], "language.head.weight" in raw)
     foreign.check_vision(raw_config, vision, file)
     packed = _check(layout, shapes, vision, text, raw_config, directory)
-    with mx.stream(mx.cpu):  # where float64 is, and no GPU kernels are compiled for one use
-        weights, quantization = fuse(raw, vision, text, packed)
     config = ModelConfig(
         vision=vision,
         text=text,
         image=foreign.image_config(raw_config, directory),
         eos_token_ids=foreign.eos_token_ids(raw_config, directory, tokenizer),
-        quantization=quantization,
     )
-    return Translated(layout.name, config, weights)
+    return Source(layout, config, raw, packed)
+
+
+def _fused(source: Source) -> Translated:
+    config = source.config
+    with mx.stream(mx.cpu):  # where float64 is, and no GPU kernels are compiled for one use
+        weights, quantization = fuse(source.raw, config.vision, config.text, source.packed)
+    return Translated(source.layout.name, dataclasses.replace(config, quantization=quantization), weights)
 
 
 def _check(

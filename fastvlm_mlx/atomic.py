@@ -101,6 +101,14 @@ def refuse(destination: Path, overwrite: bool) -> None:
         )
 
 
+def refuse_overlap(destination: Path, source: Path) -> None:
+    ours, theirs = destination.absolute().resolve(), source.absolute().resolve()
+    if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+        raise CheckpointError(
+            f"{destination}: overlaps the source {source}, which is only read; choose another path"
+        )
+
+
 def _swap_in(hidden: Path, destination: Path) -> None:
     if not os.path.lexists(destination):
         hidden.rename(destination)

@@ -219,13 +219,13 @@ def save(
         tokenizer.save(folder)
         for name, content in extras.items():
             (folder / name).write_bytes(content)
-        _write_shards(folder, weights, total, progress)
+        write_shards(folder, weights, progress)
         finish(folder)
 
 
-def _write_shards(
-    folder: Path, weights: FusedWeights, total: int, progress: Callable[[int, int], None]
-) -> None:
+def write_shards(folder: Path, weights: dict[str, mx.array], progress: Callable[[int, int], None]) -> None:
+    """model.safetensors, or shards and their index. `weights` is emptied."""
+    total = sum(array.nbytes for array in weights.values())
     shards = split(weights)
     weight_map: dict[str, str] = {}
     done = 0

@@ -15,6 +15,7 @@ from .errors import FastVLMError
 from .verbs.convert import convert
 from .verbs.doctor import doctor
 from .verbs.evaluate import evaluate
+from .verbs.export import export
 from .verbs.generate import generate
 from .verbs.options import MODEL_VARIABLE as MODEL_VARIABLE
 from .verbs.scenes import scenes
@@ -46,6 +47,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "convert": convert,
     "doctor": doctor,
+    "export": export,
     "eval": evaluate,
     "train": train,
     "scenes": scenes,

@@ -84,6 +84,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return infos
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the writer said about itself; the header has been checked."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return dict(json.loads(file.read(length)).get("__metadata__") or {})
+
+
 def lazy_arrays(path: Path) -> dict[str, mx.array]:
     """Arrays whose bytes are read when they are evaluated."""
     read_header(path)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from checkpoints import PACKINGS, Config, Weights, golden, stored
 from mlx.utils import tree_flatten
 
-from fastvlm_mlx import VLM, Text
+from fastvlm_mlx import VLM, Text, load
 from fastvlm_mlx.config import TextConfig
+from fastvlm_mlx.convert.export_swift import export
 from fastvlm_mlx.models.qwen2 import Qwen2
 
 ErrorOf = Callable[[Any, Any], float]
@@ -232,3 +234,33 @@ def test_logits_of_a_quantized_checkpoint_equal_mlx_vlms(
     theirs, ours = filled(theirs, weights), vlm_of(name)
     prompt = ours.prompt("Describe the image.", images=[pixels["A"]])
     assert relative_error(ours.logits(prompt), their_logits(theirs, prompt)) <= 5e-5
+
+
+# --- what we export for mlx-swift-lm and mlx-vlm ---
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("name", ["apple-train", "apple-train, converted", "hf-timm-unfused", "tied"])
+def test_an_export_gives_our_logits_in_mlx_vlm(
+    name: str,
+    bits: int | None,
+    peer: Callable[[str], ModuleType],
+    directory_of: Callable[[str], Path],
+    pixels: dict[str, mx.array],
+    relative_error: ErrorOf,
+    tmp_path: Path,
+) -> None:
+    out = export(directory_of(name), tmp_path / "out", bits=bits, dtype=mx.float32).destination
+    config, weights = json.loads((out / "config.json").read_text()), stored(out)
+    theirs = reduced(peer, config)
+    if bits:
+
+        def how(path: str, _: nn.Module) -> bool:
+            return f"{path}.scales" in weights
+
+        nn.quantize(theirs, config["quantization"]["group_size"], bits, class_predicate=how)
+    theirs, ours = filled(theirs, weights), load(out, dtype="float32")
+    prompt = ours.prompt("Describe the image.", images=[pixels["A"]])
+    expected, found = ours.logits(prompt), their_logits(theirs, prompt)
+    assert relative_error(found, expected) <= 5e-5
+    assert mx.array_equal(found.argmax(-1), expected.argmax(-1))
