@@ -21,7 +21,7 @@ FLOORS = (
     "lora",
     "checkpoint hub generate",
     "vlm convert",
-    "evaluate train",
+    "bench evaluate train",
     "tell",
     "verbs",
     "cli",
