@@ -27,6 +27,7 @@ class Prefilled:
     prefill_s: float  # language model over all positions, first token chosen
     image_tokens: int
     text_tokens: int
+    projector_s: float = 0.0  # of vision_s
 
     @property
     def tokens(self) -> int:
@@ -62,11 +63,16 @@ def stream(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
 ) -> Iterator[Event]:
     """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end."""
-    _refuse_beyond(context, [prompt])
-    mx.reset_peak_memory()
-    seen = _see([prompt], model)
-    room = _room(prompt, context, max_tokens)
-    for _, event in _side_by_side(model, tokenizer, [prompt], seen, stop_ids, room, sampling):
+    told = streams(
+        model,
+        tokenizer,
+        [prompt],
+        stop_ids=stop_ids,
+        context=context,
+        max_tokens=max_tokens,
+        sampling=sampling,
+    )
+    for _, event in told:
         yield event
 
 
@@ -85,19 +91,42 @@ def answers(
     Those of equal length go side by side, without padding; a picture that several hold is encoded once.
     An answer's times and peak are those of all that went with it.
     """
+    told: list[list[Event]] = [[] for _ in prompts]
+    for index, event in streams(
+        model,
+        tokenizer,
+        prompts,
+        stop_ids=stop_ids,
+        context=context,
+        max_tokens=max_tokens,
+        sampling=sampling,
+    ):
+        told[index].append(event)
+    return [collect(iter(events)) for events in told]
+
+
+def streams(
+    model: FastVLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    stop_ids: Collection[int],
+    context: int,
+    max_tokens: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+) -> Iterator[tuple[int, Event]]:
+    """What happens to which of several prompts; those of equal length go side by side."""
     _refuse_beyond(context, prompts)
     mx.reset_peak_memory()
     seen = _see(prompts, model)
     alike: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         alike.setdefault(positions(prompt), []).append(index)
-    told: list[list[Event]] = [[] for _ in prompts]
     for indices in alike.values():
         group = [prompts[index] for index in indices]
         room = _room(group[0], context, max_tokens)
         for row, event in _side_by_side(model, tokenizer, group, seen, stop_ids, room, sampling):
-            told[indices[row]].append(event)
-    return [collect(iter(events)) for events in told]
+            yield indices[row], event
 
 
 def _side_by_side(
@@ -133,7 +162,8 @@ def _side_by_side(
     prefill_s = time.perf_counter() - began
     for row, prompt in enumerate(prompts):
         image_tokens = sum(part.positions for part in prompt if isinstance(part, Picture))
-        yield row, Prefilled(seen.vision_s, prefill_s, image_tokens, positions(prompt) - image_tokens)
+        text_tokens = positions(prompt) - image_tokens
+        yield row, Prefilled(seen.vision_s, prefill_s, image_tokens, text_tokens, seen.projector_s)
 
     began = time.perf_counter()
     detokenizers = [Detokenizer(tokenizer) for _ in prompts]
@@ -173,6 +203,7 @@ def _side_by_side(
 class _Seen:
     features: Mapping[Picture, mx.array]  # (tokens, d) each
     vision_s: float
+    projector_s: float
 
 
 def _see(prompts: Sequence[Prompt], model: FastVLM) -> _Seen:
@@ -182,14 +213,19 @@ def _see(prompts: Sequence[Prompt], model: FastVLM) -> _Seen:
     for picture in dict.fromkeys(part for prompt in prompts for part in prompt if isinstance(part, Picture)):
         of_size.setdefault(picture.pixels.shape, []).append(picture)
     features: dict[Picture, mx.array] = {}
+    projector_s = 0.0
     for (_, height, width, _), pictures in of_size.items():
         count = max(1, PIXELS_AT_ONCE // (height * width))
         for start in range(0, len(pictures), count):
             batch = pictures[start : start + count]
-            encoded = model.encode_image(mx.concatenate([picture.pixels for picture in batch]))
+            found = model.vision(mx.concatenate([picture.pixels for picture in batch]))
+            mx.eval(found)  # apart from the projector, so that each has its time
+            since = time.perf_counter()
+            encoded = model.projector(found.flatten(1, 2))
             mx.eval(encoded)
+            projector_s += time.perf_counter() - since
             features |= zip(batch, encoded, strict=True)
-    return _Seen(features, time.perf_counter() - began)
+    return _Seen(features, time.perf_counter() - began, projector_s)
 
 
 def _refuse_beyond(context: int, prompts: Sequence[Prompt]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from fastvlm_mlx import VLM, ConfigError, ImageError, Picture, Prompt, PromptError, generate
 from fastvlm_mlx.models.cache import KVCache
+from fastvlm_mlx.models.vision import FastViTHD
 from fastvlm_mlx.prompt import positions
 
 Vlm = Callable[[str], VLM]
@@ -110,16 +111,16 @@ def test_chunked_prefill_changes_nothing(
 
 
 @pytest.fixture
-def encoded(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures went through the tower at a time."""
     sizes: list[int] = []
-    encode = vlm.model.encode_image
+    encode = FastViTHD.__call__
 
-    def counted(pixels: mx.array) -> mx.array:
+    def counted(tower: FastViTHD, pixels: mx.array) -> mx.array:
         sizes.append(pixels.shape[0])
-        return encode(pixels)
+        return encode(tower, pixels)
 
-    monkeypatch.setattr(vlm.model, "encode_image", counted)
+    monkeypatch.setattr(FastViTHD, "__call__", counted)
     return sizes
 
 

@@ -1,0 +1,29 @@
+"""A cold start: a fresh process that starts, loads, answers with one token and ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .measure import picture
+
+
+def cold_start(model: str, size: int, dtype: str | None, revision: str | None) -> float:
+    options = ["-m", model, "-n", "1", "--image-size", str(size), "--json"]
+    options += ["--dtype", dtype] if dtype else []
+    options += ["--revision", revision] if revision else []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "picture.jpg"
+        file.write_bytes(picture())
+        command = [sys.executable, "-m", "fastvlm_mlx", "generate", str(file), *options]
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        taken = time.perf_counter() - began
+    if done.returncode:
+        why = " ".join(done.stderr.split())[-200:]
+        raise CheckpointError(f"{model}: a fresh process could not answer ({why}); --no-cold leaves it out")
+    return taken

@@ -1,0 +1,136 @@
+"""Where the time to the first token goes: the events of the one decoding loop, and a clock around them."""
+
+from __future__ import annotations
+
+import io
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from .. import generate, image
+from ..generate import Finished, Prefilled, Token
+from ..vlm import VLM
+
+QUESTION = "Describe the image."
+TOLERANCE = 0.03  # of the time to the first token: what its parts may leave out
+PARTS = ("read_s", "preprocess_s", "prompt_s", "vision_s", "projector_s", "prefill_s", "first_token_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    size: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One batch of questions, from encoded pictures to the last token."""
+
+    read_s: float  # pictures decoded
+    preprocess_s: float  # padded, resized, made floats
+    prompt_s: float  # text tokenized, pixels handed to MLX
+    vision_s: float  # tower alone
+    projector_s: float
+    prefill_s: float  # the first token chosen
+    first_token_s: float  # and told, the next one set going
+    ttft_s: float  # by a clock of its own, around all of the above
+    decode_s: float  # all tokens after the first
+    image_tokens: int  # of one prompt, as are the next two
+    text_tokens: int
+    tokens: int
+    peak_bytes: int  # by MLX
+
+    @property
+    def parts_s(self) -> float:
+        return sum(getattr(self, part) for part in PARTS)
+
+    @property
+    def unaccounted(self) -> float:
+        """The share of the time to the first token that no part has."""
+        return (self.ttft_s - self.parts_s) / self.ttft_s
+
+
+TIMES = tuple(field.name for field in fields(Run) if field.name.endswith("_s"))
+
+
+def measure(vlm: VLM, picture: bytes, case: Case, tokens: int) -> Run:
+    began = time.perf_counter()
+    opened = [image.open_image(picture) for _ in range(case.batch)]
+    read = time.perf_counter()
+    mode = vlm.config.image.mode
+    pixels = [image.preprocess(one, case.size, mode) for one in opened]
+    prepared = time.perf_counter()
+    prompts = [vlm.prompt(QUESTION, [one]) for one in pixels]
+    asked = time.perf_counter()
+    seen: tuple[Prefilled, float] | None = None
+    first: float | None = None
+    told = generate.streams(
+        vlm.model,
+        vlm.tokenizer,
+        prompts,
+        stop_ids=(),  # so that every run decodes as many
+        context=vlm.config.text.context,
+        max_tokens=tokens,
+    )
+    for _, event in told:
+        match event:
+            case Prefilled() if seen is None:
+                seen = event, time.perf_counter()
+            case Token() if first is None:
+                first = time.perf_counter()
+            case Finished():
+                last = event
+    assert seen is not None  # a stream begins with it
+    assert first is not None  # tokens are 2 or more
+    prefilled, at = seen
+    return Run(
+        read_s=read - began,
+        preprocess_s=prepared - read,
+        prompt_s=asked - prepared,
+        vision_s=prefilled.vision_s - prefilled.projector_s,
+        projector_s=prefilled.projector_s,
+        prefill_s=prefilled.prefill_s,
+        first_token_s=first - at,
+        ttft_s=first - began,
+        decode_s=last.decode_s,
+        image_tokens=prefilled.image_tokens,
+        text_tokens=prefilled.text_tokens,
+        tokens=last.tokens,
+        peak_bytes=last.peak_bytes,
+    )
+
+
+def interleaved(vlm: VLM, cases: Sequence[Case], runs: int, tokens: int) -> Iterator[tuple[Case, Run | None]]:
+    """Every case once unmeasured (None), then all of them in turn, `runs` times."""
+    encoded = picture()
+    for number in range(runs + 1):
+        for case in cases:
+            run = measure(vlm, encoded, case, tokens)
+            mx.clear_cache()
+            yield case, run if number else None
+
+
+@cache
+def picture() -> bytes:
+    """A JPEG of 1920×1080, as a camera's small picture: soft colours and some noise, always the same."""
+    height, width = 1080, 1920
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = [np.sin(rows / (40 + 9 * k)) + np.cos(columns / (60 + 7 * k)) for k in range(3)]
+    noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))
+    values = np.clip(128 + 50 * np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
+    held = io.BytesIO()
+    Image.fromarray(values).save(held, "JPEG", quality=90)
+    return held.getvalue()
+
+
+def resident_bytes() -> int:
+    """The most memory that this process has had at once."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

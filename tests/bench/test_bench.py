@@ -1,0 +1,213 @@
+"""`bench`: the parts add up, what is recorded, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from checkpoints import golden
+from command import MODEL, Run
+from refusals import Case as Refusal
+from refusals import assert_refused, snapshot
+
+from fastvlm_mlx import VLM, image
+from fastvlm_mlx.bench import measure as measuring
+from fastvlm_mlx.bench import untrained
+from fastvlm_mlx.bench.measure import PARTS, TIMES, TOLERANCE, Case, interleaved, measure, picture
+from fastvlm_mlx.bench.variants import VARIANTS
+from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
+from fastvlm_mlx.errors import ConfigError
+from fastvlm_mlx.verbs.bench import TEXT_POSITIONS
+
+TINY = ModelConfig(
+    VisionConfig((1, 1, 1, 1, 1), (8, 16, 32, 64, 128)), TextConfig(64, 2, 4, 2, 96, 512, tied=True)
+)
+FAST = ("--sizes", "64,128", "--runs", 2, "--tokens", 3)
+
+
+@pytest.fixture(scope="module")
+def vlm() -> VLM:
+    return untrained.build(TINY, mx.float32)
+
+
+class Slowed:
+    """A part that takes so many seconds of the fake clock."""
+
+    def __init__(self, part: Callable[..., Any], seconds: float, clock: list[float]):
+        self._part, self._seconds, self._clock = part, seconds, clock
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self._clock[0] += self._seconds
+        return self._part(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_parts_are_what_each_took_and_add_up_to_the_whole(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    vlm, clock = untrained.build(TINY, mx.float32), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    for owner, name, seconds in (
+        (image, "open_image", 1.0),
+        (measuring.image, "preprocess", 2.0),
+        (vlm, "prompt", 4.0),
+        (vlm.model, "vision", 8.0),
+        (vlm.model, "projector", 16.0),
+        (vlm.model, "language", 32.0),
+    ):
+        monkeypatch.setattr(owner, name, Slowed(getattr(owner, name), seconds, clock))
+    preprocess = measuring.image.preprocess._part  # type: ignore[attr-defined]
+    ready = preprocess(picture(), 64)
+    monkeypatch.setattr(measuring.image.preprocess, "_part", lambda *_: ready)  # which opens once more
+    run = measure(vlm, picture(), Case(64, batch), tokens=4)
+    assert (run.read_s, run.preprocess_s, run.prompt_s) == (batch, 2 * batch, 4 * batch)
+    assert (run.vision_s, run.projector_s) == (8, 16)
+    assert (run.prefill_s, run.first_token_s) == (32, 32)  # with the first, the second is set going
+    assert run.decode_s == 3 * 32
+    assert run.ttft_s == run.parts_s
+    assert run.unaccounted == 0
+
+
+def test_real_runs_leave_out_no_more_than_the_tolerance(vlm: VLM) -> None:
+    encoded = picture()
+    shares = [abs(measure(vlm, encoded, Case(256, 1), 2).unaccounted) for _ in range(5)]
+    assert min(shares) <= TOLERANCE  # a loaded machine may stop between two readings of the clock
+
+
+def test_every_time_is_a_part_the_whole_or_what_follows() -> None:
+    assert set(TIMES) == {*PARTS, "ttft_s", "decode_s"}
+    assert {"image_tokens", "text_tokens", "tokens"} < {field.name for field in fields(measuring.Run)}
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(64, 1), (256, 16), (512, 64)])
+def test_tokens_of_pictures_and_text_are_counted_apart(vlm: VLM, size: int, tokens: int) -> None:
+    run = measure(vlm, picture(), Case(size, 1), 5)
+    assert (run.image_tokens, run.tokens) == (tokens, 5)
+    assert run.text_tokens > 5
+
+
+def test_cases_take_turns_and_the_first_round_is_not_measured(vlm: VLM) -> None:
+    cases = [Case(64, 1), Case(128, 1)]
+    told = list(interleaved(vlm, cases, runs=2, tokens=2))
+    assert [case for case, _ in told] == cases * 3
+    assert [run is None for _, run in told] == [True] * 2 + [False] * 4
+
+
+def test_the_picture_is_a_camera_s_small_one() -> None:
+    assert image.open_image(picture()).size == (1920, 1080)
+
+
+def test_random_models_have_true_sizes_and_the_asked_type() -> None:
+    vlm = untrained.build(TINY, mx.float16)
+    assert vlm.model.language.layers[0].mlp.down.weight.dtype == mx.float16
+    assert vlm.model.language.embedding.weight.shape == (512, 64)
+    assert float(mx.std(vlm.model.language.embedding.weight.astype(mx.float32))) == pytest.approx(0.02, 0.1)
+
+
+def test_too_little_memory_is_refused_with_the_arithmetic() -> None:
+    with pytest.raises(ConfigError, match=r"7b at 1024 px takes 15\.\d\d GB \(0\.29 tower \+ 15\.23.*has 8"):
+        untrained.refuse_beyond(VARIANTS["7b"], "7b", 1024, 1, 2, memory=8_000_000_000)
+    untrained.refuse_beyond(VARIANTS["7b"], "7b", 1024, 1, 2, memory=24_000_000_000)
+
+
+def test_bench_tells_a_table_and_writes_every_run(run: Run, tmp_path: Path) -> None:
+    files = ("--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md")
+    done = run("bench", "-m", MODEL, *FAST, "--no-cold", *files)
+    assert (done.code, done.err) == (0, "")
+    body = json.loads((tmp_path / "b.json").read_text())
+    assert body["complete"]
+    assert (body["model"], body["dtype"], body["cold_start_s"]) == (str(MODEL), "float32", None)
+    assert body["machine"]["mlx"] == mx.__version__
+    assert min(body["load_s"], body["resident_bytes"], body["machine"]["memory_bytes"]) > 0
+    assert [case["size"] for case in body["cases"]] == [64, 128]
+    for case in body["cases"]:
+        assert [len(case["runs"]), case["tokens"], case["batch"]] == [2, 3, 1]
+        values = [one["ttft_s"] for one in case["runs"]]
+        assert min(values) <= case["median"]["ttft_s"] <= max(values)
+        assert min(case["tokens_per_s"], case["peak_bytes"]) > 0
+    markdown = (tmp_path / "b.md").read_text()
+    for said in (done.out, markdown):
+        assert all(word in said for word in ("projector", "prefill", "TTFT", "tokens/s", "Medians of 2"))
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_a_cold_start_is_a_process_that_answers(run: Run) -> None:
+    done = run("bench", "-m", MODEL, "--sizes", 64, "--runs", 1, "--tokens", 2)
+    assert done.code == 0
+    assert "cold start" in done.out
+
+
+def test_interrupted_what_was_measured_is_kept_and_marked(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measuring.interleaved
+
+    def interrupted(*arguments: Any) -> Iterator[object]:
+        for number, told in enumerate(whole(*arguments)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield told
+
+    monkeypatch.setattr(measuring, "interleaved", interrupted)
+    done = run("bench", "-m", MODEL, *FAST, "--no-cold", "--json", tmp_path / "b.json")
+    assert done.code == 130
+    body = json.loads((tmp_path / "b.json").read_text())
+    assert not body["complete"]
+    assert [(case["size"], len(case["runs"])) for case in body["cases"]] == [(64, 1)]
+
+
+def test_the_room_set_aside_for_text_is_enough(vlm: VLM) -> None:
+    assert measure(vlm, picture(), Case(64, 1), 2).text_tokens < TEXT_POSITIONS
+
+
+REFUSED = {
+    "two models": Refusal(lambda at: ["bench", "-m", MODEL, "--random", "7b"], "two models", "give one"),
+    "an unknown variant": Refusal(lambda at: ["bench", "--random", "9b"], "'9b'", "choose one of 0.5b"),
+    "an odd size": Refusal(lambda at: ["bench", "-m", MODEL, "--sizes", "100"], "100", "choose 64 or 128"),
+    "no number": Refusal(lambda at: ["bench", "-m", MODEL, "--sizes", "64;128"], "64;128", "give numbers"),
+    "negative runs": Refusal(lambda at: ["bench", "--runs", -1], "--runs", "--help", 2),
+    "no batch": Refusal(lambda at: ["bench", "--batch", 0], "--batch", "--help", 2),
+    "no such folder": Refusal(
+        lambda at: ["bench", "-m", MODEL, "--json", at / "gone" / "b.json"], "no folder", "make it first"
+    ),
+    "no such type": Refusal(
+        lambda at: ["bench", "--random", "0.5b", "--dtype", "int3"], "'int3'", "choose one of float16"
+    ),
+    "more than it reads": Refusal(
+        lambda at: ["bench", "-m", golden("apple-train"), "--no-cold", "--sizes", "16384"],
+        "positions",
+        "smaller",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused_in_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Refusal
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*case.make(tmp_path))
+    assert snapshot(tmp_path) == {}
+    assert_refused(done, case.names, case.repair, case.code)
+
+
+def test_memory_of_a_random_model_is_checked_before_it_is_made(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastvlm_mlx.bench import machine
+
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(untrained, "build", None)
+    done = run("bench", "--random", "7b")
+    assert done.code == 1
+    assert "7b at 1536 px takes" in done.err
