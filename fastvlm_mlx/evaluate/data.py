@@ -77,7 +77,8 @@ def blinded(data: DataSet) -> DataSet:
                 rows[places[0]],
                 f"no other row has {count} other picture{'s' * (count > 1)} to ask about; leave --blind out",
             )
-        others = dict(zip(distinct, distinct[len(distinct) // 2 :] + distinct, strict=False))
+        half = len(distinct) // 2
+        others = dict(zip(distinct, distinct[half:] + distinct[:half], strict=True))
         for place in places:
             rows[place] = replace(rows[place], pictures=others[rows[place].pictures])
     return replace(data, rows=tuple(rows))

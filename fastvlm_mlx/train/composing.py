@@ -65,6 +65,14 @@ def scene(seed: int, index: int, split: Split) -> Scene:
     return sample(np.random.default_rng([seed, SPLITS.index(split), index]), split)
 
 
+def page(seed: int, index: int, split: Split) -> Scene:
+    """Like `scene`, of pictures full of letters: none that can be read, so none that is held out."""
+    rng = np.random.default_rng([seed, len(SPLITS), SPLITS.index(split), index])
+    while (made := _page(rng)) is None:
+        pass
+    return made
+
+
 def sample(rng: np.random.Generator, split: Split) -> Scene:
     """One scene. A draft whose colours suit no background is thrown away and drawn anew."""
     compose = _COMPOSERS[_weighted(rng, KINDS)]
@@ -218,6 +226,22 @@ def _line(rng: np.random.Generator, split: Split, row: int, cap: float, stray: f
         plate = next((tone for tone in tones if abs(_luma(tone) - _luma(ink)) >= _PLATE_CONTRAST), None)
     start = middle - half + advance / 2
     return Line(text, start, rng.uniform(low, high), advance, _style(rng, cap, ink), plate)
+
+
+def _page(rng: np.random.Generator) -> Scene | None:
+    """A full row of letters in every row of cells, all of one colour."""
+    ink = _shade_of(rng, pick(rng, NAMES))
+    lines = []
+    for row in range(GRID):
+        cap = rng.uniform(20, 40)
+        advance = max(17.5, cap * rng.uniform(0.78, 1.1))
+        glyphs = pick(rng, (string.ascii_uppercase, string.ascii_uppercase, string.digits))
+        text = "".join(pick(rng, glyphs) for _ in range(int((SIDE - 8) / advance)))
+        stray = min(13.0, 32 - cap / 2 - 3)
+        start = (SIDE - advance * (len(text) - 1)) / 2 + rng.uniform(-3, 3)
+        y = CELL * row + CELL / 2 + rng.uniform(-stray, stray)
+        lines.append(Line(text, start, y, advance, _style(rng, cap, ink)))
+    return _on_background(rng, "text", lines=tuple(lines))
 
 
 def _objects(rng: np.random.Generator, split: Split) -> Scene | None:

@@ -17,10 +17,9 @@ from ..dataset import Raw, Unreadable
 from ..errors import ConfigError, DataError, ImageError, PromptError
 from ..image import open_image, squared
 from ..prompt import dialogue
-from ..tokenizer import Tokenizer
 from .batches import Batch, Sample, collate, conversation
 from .recipe import Stage
-from .sources import Share
+from .sources import Share, tokenizer_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +74,6 @@ def read(path: Path, folder: Path | None = None) -> Dialogues:
         return Dialogue(number, tuple(pieces), tuple(pictures))
 
     return Dialogues(path, *dataset.read(path, row))
-
-
-# Once a process: a source is sent to workers anew with every step.
-_tokenizer = cache(Tokenizer.load)
 
 
 @cache
@@ -148,7 +143,7 @@ class Conversations:
         """`first` of the batch's pictures is its own first one."""
         turns = [(piece, bool(number % 2)) for number, piece in enumerate(row.pieces)]
         pictures = range(first, first + len(row.pictures))
-        sample = conversation(turns, pictures, tokens, _tokenizer(self.tokenizer).encode, IMAGE_MARK)
+        sample = conversation(turns, pictures, tokens, tokenizer_at(self.tokenizer).encode, IMAGE_MARK)
         length = len(sample.ids) - 1  # the last is only said
         if length > self.context:
             raise dataset.at_line(

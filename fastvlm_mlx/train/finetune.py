@@ -22,7 +22,7 @@ from ..tokenizer import Tokenizer
 from .data import Conversations
 from .recipe import Recipe
 from .run import Told
-from .state import Progress, State, resume, trim_log
+from .state import Progress, State, make_folder, once, resume, trim_log
 from .trainer import Subject, moving, train
 
 
@@ -68,13 +68,14 @@ def finetune(
     for stage in recipe.stages:
         moving(params, stage)  # says what matches nothing
     fingerprint = _fingerprint(recipe, directory, digest)
+    make_folder(out)
     state = resume(out, fingerprint)
     if state:
         state = state.at(state.progress, {**params, **state.params}, state.moments)
-        trim_log(out, [stage.name for stage in recipe.stages], state.progress)
     else:
-        _make(out)
         state = State(out, fingerprint, Progress(0, 0), params)
+    begun = state
+    once(lambda: trim_log(out, [stage.name for stage in recipe.stages], begun.progress))
     types = {name: array.dtype for name, array in checkpoint.parameters(loaded.model).items()}
 
     def put(model: FastVLM, raw: Mapping[str, mx.array]) -> None:
@@ -158,10 +159,3 @@ def _fingerprint(recipe: Recipe, directory: Path, digest: str) -> str:
 def _settings(recipe: Recipe) -> Settings:
     assert recipe.lora
     return Settings(recipe.lora.rank, recipe.lora.alpha, recipe.lora.patterns, recipe.lora.dropout)
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be made a folder ({error.strerror}); choose another") from None

@@ -25,6 +25,8 @@ from ..kernels import depthwise, gelu
 from ..models.fastvlm import FastVLM
 
 _BRANCHED = re.compile(r"\.(stem\.\w+|downsample\.\w+|mixer|position|expand\.depthwise)$")
+_KEYS = re.compile(r"language\..*\.attention\.k\.weight$")
+EMBEDDING_SCALE = 0.1  # of fresh ids: a tied head then starts with logits near 1
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -45,16 +47,23 @@ def initial(config: ModelConfig, key: mx.array, *, layer_scale: float) -> RawWei
     """Fresh weights: matrices by their fan-in, norms that change nothing."""
     table = shapes(config)
     keys = mx.random.split(key, len(table))
-    depth = 2 * config.text.layers
+    fresh = {
+        name: _start(name, shape, keys[index], layer_scale)
+        for index, (name, shape) in enumerate(sorted(table.items()))
+    }
     return RawWeights(
-        {
-            name: _start(name, shape, keys[index], layer_scale, depth)
-            for index, (name, shape) in enumerate(sorted(table.items()))
-        }
+        fresh | {name: _like_queries(name, fresh, config) for name in fresh if _KEYS.match(name)}
     )
 
 
-def _start(name: str, shape: tuple[int, ...], key: mx.array, layer_scale: float, depth: int) -> mx.array:
+def _like_queries(name: str, fresh: Mapping[str, mx.array], config: ModelConfig) -> mx.array:
+    """Keys that begin as the queries of their group's first head: like then attends to like."""
+    text = config.text
+    queries = fresh[name.replace(".k.", ".q.")].reshape(text.kv_heads, -1, text.head_dim, text.hidden_size)
+    return queries[:, 0].flatten(0, 1)
+
+
+def _start(name: str, shape: tuple[int, ...], key: mx.array, layer_scale: float) -> mx.array:
     owner, _, kind = name.rpartition(".")
     if kind.startswith("layer_scale"):
         return mx.full(shape, layer_scale)
@@ -63,11 +72,11 @@ def _start(name: str, shape: tuple[int, ...], key: mx.array, layer_scale: float,
     if len(shape) == 1:
         return mx.ones(shape)
     if owner == "language.embedding":
-        return 0.02 * mx.random.normal(shape, key=key)
+        return EMBEDDING_SCALE * mx.random.normal(shape, key=key)
     fan_in = math.prod(shape[1:])
     scale = fan_in**-0.5
-    if owner.endswith(("attention.out", "mlp.down")):  # so that a deep residual stream starts calm
-        scale /= math.sqrt(depth)
+    if owner.endswith(("attention.out", "mlp.down")):  # at first every layer hears the words themselves
+        scale *= EMBEDDING_SCALE
     return scale * mx.random.normal(shape, key=key)
 
 

@@ -8,60 +8,86 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.fastvlm import FastVLM
+from . import scenes
 from .batches import NOTHING, Rows, Texts
+from .form import EMBEDDING_SCALE
 
 Measures = dict[str, mx.array]
 
 
 HEADS = "cells"  # where the linear readings of cells are kept while the encoder is trained
+SYMBOLS = "symbols"  # where the rows are kept that stand for cells while there is no encoder
 EARLY = "stages.2.blocks"  # one position for 16 px: letters are told apart here first
-EARLY_NAMES = ("shape", "colour", "glyphs")
+EARLY_NAMES = ("shape", "colour")
 
 
-def cell_heads(
-    heads: Mapping[str, tuple[int, int]], features: int, early: int, key: mx.array
-) -> dict[str, mx.array]:
-    """Fresh readings of every property (slots, classes) from tokens, and of some from the third stage."""
-    sizes = {f"{HEADS}.{name}": (slots * classes, features) for name, (slots, classes) in heads.items()}
-    sizes |= {f"{HEADS}.early.{name}": (heads[name][1], early) for name in EARLY_NAMES if name in heads}
-    keys = mx.random.split(key, len(sizes))
-    weights = {
-        f"{name}.weight": 0.01 * mx.random.normal(size, key=keys[number])
-        for number, (name, size) in enumerate(sizes.items())
+def cell_heads(features: int, early: int, width: int, key: mx.array) -> dict[str, mx.array]:
+    """Fresh readings of every property from tokens and of some from the third stage; and fresh rows, as wide
+    as a language model, for every value of every property."""
+    sizes = {
+        f"{HEADS}.{name}": (slots * classes, features) for name, (slots, classes) in scenes.HEADS.items()
     }
-    return weights | {f"{name}.bias": mx.zeros(size[:1]) for name, size in sizes.items()}
+    sizes |= {f"{HEADS}.early.{name}": (scenes.HEADS[name][1], early) for name in EARLY_NAMES}
+    sizes[f"{HEADS}.{scenes.LETTERS}"] = (scenes.HEADS["glyphs"][1], early)
+    rows = {f"{SYMBOLS}.{name}": (slots * classes, width) for name, (slots, classes) in scenes.HEADS.items()}
+    keys = iter(mx.random.split(key, len(sizes) + len(rows)))
+    drawn = {f"{name}.weight": 0.01 * mx.random.normal(size, key=next(keys)) for name, size in sizes.items()}
+    drawn |= {
+        f"{name}.weight": EMBEDDING_SCALE * mx.random.normal(size, key=next(keys))
+        for name, size in rows.items()
+    }
+    return drawn | {f"{name}.bias": mx.zeros(size[:1]) for name, size in sizes.items()}
 
 
 def cells(
-    outputs: Mapping[str, mx.array], heads: Mapping[str, mx.array], targets: Mapping[str, mx.array]
+    outputs: Mapping[str, mx.array], raw: Mapping[str, mx.array], targets: Mapping[str, mx.array]
 ) -> tuple[mx.array, Measures]:
-    """Each token says what its cell shows, and so does the third stage, slot by slot: the way from there to
-    the letters is short. Measures: what tokens get right of the shown."""
+    """Each token says what its cell shows. The third stage does so early, and tells letters where they are:
+    the way from there is short. Measures: what is right of the shown."""
     features, early = outputs["expand"], outputs[EARLY]
     total = mx.zeros(())
     measures: Measures = {}
-    for name, target in targets.items():  # (P, h·w, slots)
-        logits = _read(heads, f"{HEADS}.{name}", features).reshape(*target.shape, -1)
+    for name, target in targets.items():  # (P, places, slots)
+        seen = early if name == scenes.LETTERS else features
+        logits = _read(raw, f"{HEADS}.{name}", seen).reshape(*target.shape, -1)
         total = total + _balanced(logits, target)
         shown = target > 0
         right = (logits.argmax(-1) == target) & shown
         measures[name] = right.sum() / mx.maximum(shown.sum(), 1)
         if name in EARLY_NAMES:
-            slots = _slots(early, features.shape[1:3], target.shape[-1])
-            logits = _read(heads, f"{HEADS}.early.{name}", slots).reshape(*target.shape, -1)
-            total = total + _balanced(logits, target)
+            logits = _read(raw, f"{HEADS}.early.{name}", _pooled(early, features.shape[1:3]))
+            total = total + _balanced(logits.reshape(*target.shape, -1), target)
     return total, measures
+
+
+def symbols(raw: Mapping[str, mx.array], targets: Mapping[str, mx.array]) -> mx.array:
+    """(P · cells, width): in place of what a projector gives, the sum of a row for all that a cell shows"""
+    rows = []
+    for name, (slots, classes) in scenes.HEADS.items():
+        values = targets[name].flatten(0, 1)
+        each = mx.take(raw[f"{SYMBOLS}.{name}.weight"], values + classes * mx.arange(slots), axis=0)
+        rows.append((each * (values > 0)[..., None]).sum(1))
+    return sum(rows, start=mx.zeros(()))
+
+
+def projector(
+    model: FastVLM, features: mx.array, raw: Mapping[str, mx.array], targets: Mapping[str, mx.array]
+) -> tuple[mx.array, Measures]:
+    """How far what the projector says is from the symbols for those cells, as a share of their variance."""
+    wanted = mx.stop_gradient(symbols(raw, targets))
+    error = ((model.projector(features.flatten(0, 2)) - wanted) ** 2).mean()
+    share = error / wanted.var(axis=0).mean()
+    return share, {"explained": 1 - share}
 
 
 def _read(heads: Mapping[str, mx.array], name: str, x: mx.array) -> mx.array:
     return x @ heads[f"{name}.weight"].T + heads[f"{name}.bias"]
 
 
-def _slots(early: mx.array, cells: tuple[int, ...], slots: int) -> mx.array:
-    """The mean over each slot's part of the picture: (P, H, W, C) -> (P, h, w, slots, C)"""
+def _pooled(early: mx.array, cells: tuple[int, ...]) -> mx.array:
+    """The mean over each cell: (P, H, W, C) -> (P, h, w, C)"""
     (pictures, height, width, channels), (down, across) = early.shape, cells
-    parts = early.reshape(pictures, down, height // down, across, slots, width // across // slots, channels)
-    return parts.mean((2, 5))
+    return early.reshape(pictures, down, height // down, across, width // across, channels).mean((2, 4))
 
 
 def _balanced(logits: mx.array, target: mx.array) -> mx.array:
@@ -87,9 +113,9 @@ class _Shared:
         return mx.concatenate([seen_keys, keys], axis=2), mx.concatenate([seen_values, values], axis=2)
 
 
-def answers(model: FastVLM, features: mx.array, texts: Sequence[Texts]) -> tuple[mx.array, Measures]:
-    """Cross-entropy of the model's own words; a long answer weighs as the root of its length."""
-    pictures = model.projector(features.flatten(0, 2)) if features.size else None
+def answers(model: FastVLM, pictures: mx.array | None, texts: Sequence[Texts]) -> tuple[mx.array, Measures]:
+    """Cross-entropy of the model's own words, `pictures` being all their rows; a long answer weighs as the
+    root of its length."""
     total, weight = mx.zeros(()), mx.zeros(())
     wrong_words: list[mx.array] = []
     right_answers: list[mx.array] = []

@@ -31,11 +31,16 @@ from .scenes import (
     Thing,
     held_out,
 )
-from .wordings import WORDINGS, describe, listing
+from .wordings import WORDINGS, describe, finding, listing
 from .words import TRAIN_WORDS
 
 CANT_TELL = "I can't tell."
-TRAINING_ONLY = frozenset({"list"})
+CATEGORIES = (
+    *("describe", "list", "find", "count", "colour", "shape", "size", "position", "yesno"),
+    *("read", "number", "tallest", "shortest", "sign", "unknown"),
+)
+OF_EVERY_SCENE = CATEGORIES[:3]
+TRAINING_ONLY = frozenset({"list", "find"})  # dense: what most answers rest on, asked for by itself
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return [
         Question("describe", _say(rng, "describe"), describe(scene)),
         Question("list", _say(rng, "list"), listing(scene)),
+        Question("find", _say(rng, "find"), finding(scene, rng.random(GRID**2).tolist())),
         *(_about_things(scene, rng) if scene.things else _without_things(scene, rng)),
         *(_about_lines(scene.lines, rng) if scene.lines else ()),
         *(() if scene.lettering() else (_unknown(rng, "read"), _unknown(rng, "number"))),

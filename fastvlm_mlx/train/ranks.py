@@ -31,19 +31,14 @@ def supervise(count: int) -> int:
         hosts = Path(folder) / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(count)]))
         fixed = {_HOSTS: str(hosts), "OPENBLAS_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "fastvlm_mlx", *sys.argv[1:]]
-        ranks = [
-            subprocess.Popen(
-                command,
-                env={**os.environ, **fixed, _RANK: str(rank)},
-                stderr=None if rank == 0 else subprocess.DEVNULL,  # they would all say the same
-            )
-            for rank in range(count)
-        ]
+        said = [Path(folder) / f"{rank}.txt" for rank in range(count)]
+        ranks = [_started(rank, fixed, said[rank]) for rank in range(count)]
         try:
-            while (ended := _first_failure(ranks)) is None and any(rank.poll() is None for rank in ranks):
+            while (failed := _first_failure(ranks)) is None and any(rank.poll() is None for rank in ranks):
                 time.sleep(_POLL_S)
-            return ended or 0
+            if failed:
+                sys.stderr.write(said[failed].read_text(errors="replace"))
+            return 0 if failed is None else max(1, ranks[failed].returncode)
         finally:
             for rank in ranks:
                 rank.terminate()
@@ -51,10 +46,16 @@ def supervise(count: int) -> int:
                 rank.wait()
 
 
+def _started(rank: int, fixed: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
+    """The first speaks for all; what another says is kept in `said` in case it fails alone."""
+    command = [sys.executable, "-m", "fastvlm_mlx", *sys.argv[1:]]
+    environment = {**os.environ, **fixed, _RANK: str(rank)}
+    with said.open("wb") as words:
+        return subprocess.Popen(command, env=environment, stderr=words if rank else None)
+
+
 def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
-    codes = [rank.poll() for rank in ranks]
-    failed = [code for code in codes if code]
-    return (failed[0] if failed[0] > 0 else 1) if failed else None
+    return next((number for number, rank in enumerate(ranks) if rank.poll()), None)
 
 
 def _free_ports(count: int) -> list[int]:

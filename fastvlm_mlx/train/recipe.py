@@ -18,7 +18,9 @@ class Stage:
     """`batch` pictures a step, `questions` about each. Only tensors that match `train` move."""
 
     name: str
-    kind: Literal["cells", "answers"]  # what is where, by cell; or questions and answers
+    # cells: what is where, by cell. symbols: questions about cells that are told in place of seen. projector:
+    # from what is seen to what would have been told. answers: questions about pictures.
+    kind: Literal["cells", "symbols", "projector", "answers"]
     steps: int
     rate: float  # the highest learning rate, after the warm-up
     train: tuple[str, ...] = ("",)  # patterns of raw names, in fine-tuning of the run form's; "" is all
@@ -32,12 +34,16 @@ class Stage:
     statistics: Literal["stored", "batch"] = "stored"  # BatchNorm's
     calibrate: int = 0  # pictures to take BatchNorm's stored statistics from, before the first step
     image_size: int = 0  # 0: the model's
-    view: Literal["whole", "lines", "both"] = "whole"  # lines: rows of cells with letters; both: in turn
+    pages: int = 0  # how many of a batch's pictures are full of letters
     decay_steps: int = 0  # the cosine's length where it is not the stage's: one that ends early
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.questions) < 1 or not self.rate > 0:
             raise ConfigError(f"stage {self.name!r}: steps, batch, questions and rate must be positive")
+        if not 0 <= self.pages <= (self.batch if self.kind == "cells" else 0):
+            raise ConfigError(f"stage {self.name!r}: pages are of kind 'cells', at most the batch")
+        if not all(weight >= 0 for weight in self.mixture.values()):
+            raise ConfigError(f"stage {self.name!r}: the mixture's weights cannot be negative")
 
 
 @dataclass(frozen=True, slots=True)

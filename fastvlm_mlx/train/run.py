@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..tokenizer import Tokenizer
 from . import curve, export, form, losses, questions, scenes, vocabulary
 from .recipe import Model, Recipe
 from .sources import Scenes
-from .state import Logged, Progress, State, resume, trim_log
+from .state import Logged, Progress, State, make_folder, once, resume, trim_log
 from .trainer import Subject, train
 
 _CORPUS = 20_000  # questions and answers that the tokenizer is learned from
@@ -39,23 +39,43 @@ def run(
     """Run what is left of the recipe, or as much as fits into `minutes`; says what came of it."""
     if recipe.model is None:
         raise ConfigError(f"recipe {recipe.name!r}: no [model] to start from; add one")
-    folder = out / "tokenizer"
-    if not (folder / "tokenizer.json").exists():
-        learn_vocabulary(recipe.seed, recipe.model, folder)
-    config = fresh_config(recipe.model, Tokenizer.load(folder))
-    state = resume(out, fingerprint(recipe)) or fresh(recipe, config, out)
-    trim_log(out, [stage.name for stage in recipe.stages], state.progress)
+    _check(recipe, recipe.model)
+    model, folder = recipe.model, out / "tokenizer"
+    make_folder(out)
+    once(lambda: folder.exists() or learn_vocabulary(recipe.seed, model, folder))
+    tokenizer = Tokenizer.load(folder)
+    config = fresh_config(model, tokenizer)
+    state = resume(out, fingerprint(recipe)) or fresh(recipe, config, tokenizer, out)
+    once(lambda: trim_log(out, [stage.name for stage in recipe.stages], state.progress))
     subject = Subject(FastVLM(config), config, lambda model, raw: form.run_form(model, raw, config))
     source = Scenes(recipe.seed, folder)
     told = Told(recipe, out, progress, say)
     until_s = None if minutes is None else 60 * minutes
-    state = train(recipe, subject, state, source, workers=workers, until_s=until_s, on_log=told)
-    if state.progress.stage < len(recipe.stages):
+    done = train(recipe, subject, state, source, workers=workers, until_s=until_s, on_log=told)
+    if done.progress.stage < len(recipe.stages):
         return f"{out}: stopped at {told.place}; the same command goes on from there"
-    model = out / "model"
-    if mx.distributed.init().rank() == 0:
-        export.write(state.params, config, folder, model)
-    return f"{model}: the training form; next: fastvlm-mlx convert {model} -o {recipe.name}"
+    written = out / "model"
+    once(lambda: export.write(done.params, config, folder, written))
+    return f"{written}: the training form; next: fastvlm-mlx convert {written} -o {recipe.name}"
+
+
+def _check(recipe: Recipe, model: Model) -> None:
+    """What only drawn scenes ask of a recipe."""
+    if model.image.size != scenes.SIDE:
+        raise ConfigError(f"recipe {recipe.name!r}: drawn scenes have [model.image] size = {scenes.SIDE}")
+    for stage in recipe.stages:
+        if stage.image_size not in (0, scenes.SIDE):
+            raise ConfigError(f"stage {stage.name!r}: drawn scenes have one size; leave image_size out")
+        if unknown := sorted(stage.mixture.keys() - set(questions.CATEGORIES)):
+            known = ", ".join(questions.CATEGORIES)
+            raise ConfigError(
+                f"stage {stage.name!r}: no category {unknown[0]!r} in scenes; there are {known}"
+            )
+        if stage.mixture and not any(stage.mixture.get(name, 0) > 0 for name in questions.OF_EVERY_SCENE):
+            always = ", ".join(questions.OF_EVERY_SCENE)
+            raise ConfigError(
+                f"stage {stage.name!r}: its mixture may find nothing to ask of a scene; add one of {always}"
+            )
 
 
 @dataclass
@@ -92,13 +112,28 @@ def fresh_config(model: Model, tokenizer: Tokenizer) -> ModelConfig:
     return ModelConfig(model.vision, model.text, model.image, tuple(sorted({stops[0], stops[-1]})))
 
 
-def fresh(recipe: Recipe, config: ModelConfig, out: Path) -> State:
+def fresh(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, out: Path) -> State:
     assert recipe.model
     key = mx.random.key(recipe.seed)
     params = dict(form.initial(config, key, layer_scale=recipe.model.layer_scale))
     vision = config.vision
-    params |= losses.cell_heads(scenes.HEADS, vision.feature_dim, vision.dims[2], mx.random.split(key)[0])
+    width = config.text.hidden_size
+    params |= losses.cell_heads(vision.feature_dim, vision.dims[2], width, mx.random.split(key)[0])
+    params |= _named(params, tokenizer)
     return State(out, fingerprint(recipe), Progress(0, 0), params)
+
+
+def _named(params: Mapping[str, mx.array], tokenizer: Tokenizer) -> dict[str, mx.array]:
+    """The symbols of what has a name begin near its id's row."""
+    rows = params["language.embedding.weight"]
+    named = {}
+    for head, words in scenes.SAID.items():
+        name, (slots, classes) = f"{losses.SYMBOLS}.{head}.weight", scenes.HEADS[head]
+        ids = [tokenizer.encode(word if head == "glyphs" else f" {word}")[0] for word in words]
+        known = mx.concatenate([mx.zeros_like(rows[:1]), rows[mx.array(ids)]])
+        assert len(known) == classes
+        named[name] = params[name] + mx.tile(known, (slots, 1))
+    return named
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -72,6 +72,18 @@ HEADS: dict[str, tuple[int, int]] = {
     "bars": (2, 9),
     "bar_colour": (2, 1 + len(COLOURS)),
     "sign": (1, 1 + len(SIGNS)),
+    "row": (1, 1 + GRID),
+    "column": (1, 1 + GRID),
+}
+LETTERS = "letters"  # besides: which letter has its middle where, by squares of FINE px
+FINE = 16
+# How the classes of some heads are said.
+SAID: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "colour": NAMES,
+    "size": tuple(SIZES),
+    "glyphs": tuple(GLYPHS),
+    "bar_colour": NAMES,
 }
 _TEST_SET = frozenset(TEST_WORDS)
 
@@ -188,6 +200,8 @@ class Cells:
     bars: NDArray[np.int8]
     bar_colour: NDArray[np.int8]
     sign: NDArray[np.int8]
+    row: NDArray[np.int8]
+    column: NDArray[np.int8]
 
 
 def cell_at(x: float, y: float) -> tuple[int, int]:
@@ -216,4 +230,15 @@ def cells(scene: Scene) -> Cells:
         made["bar_colour"][*bar.cell, slot] = 1 + NAMES.index(bar.colour)
     if scene.sign:
         made["sign"][scene.sign.cell] = 1 + SIGNS.index(scene.sign.kind)
+    made["row"] += 1 + np.arange(GRID, dtype=np.int8)[:, None, None]
+    made["column"] += 1 + np.arange(GRID, dtype=np.int8)[:, None]
     return Cells(**{name: array[..., 0] if HEADS[name][0] == 1 else array for name, array in made.items()})
+
+
+def letters(scene: Scene) -> NDArray[np.int8]:
+    """The glyph whose middle lies in each FINE square of the picture, 0 where none does."""
+    made = np.zeros((SIDE // FINE, SIDE // FINE), np.int8)
+    for line in scene.lettering():
+        for letter, x in line.letters():
+            made[int(line.y // FINE), int(x // FINE)] = 1 + GLYPHS.index(letter)
+    return made

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from ..config import IMAGE_MARK, STRIDE
+from ..config import IMAGE_MARK
 from ..prompt import render
 from ..tokenizer import Tokenizer
 from . import composing, drawing, questions, scenes
-from .batches import Batch, Sample, collate, conversation
+from .batches import Batch, Integers, Sample, collate, conversation
 from .recipe import Stage
 
-_ATTEMPTS = 16  # scenes looked at for one with letters
+TOKENS = scenes.GRID**2  # of a scene
+_BLANK = np.zeros((0, 0, 0, 3), np.uint8)  # no pictures: their cells stand for them
+
+# Once a process: a source is sent to workers anew with every step.
+tokenizer_at = cache(Tokenizer.load)
 
 
 @dataclass(frozen=True)
@@ -29,30 +33,24 @@ class Share:
 @dataclass(frozen=True)
 class Scenes:
     seed: int
-    tokenizer_folder: Path
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.tokenizer_folder)
+    tokenizer: Path  # the directory it is in
 
     def batch(self, stage: Stage, number: int, step: int, share: Share) -> Batch:
         """`number` is the stage's place in the recipe: no two stages see the same pictures."""
-        lines = stage.view == "lines" or (stage.view == "both" and step % 2 == 1)
-        count = stage.batch * (scenes.GRID if lines else 1)  # as many pixels, either way
-        mine = [step * count + index for index in range(share.rank, count, share.ranks)]
-        seed = self.seed * 1000 + number
-        if stage.kind == "cells":
-            return _cells([_view(lines, seed, index) for index in mine])
-        shown = [composing.scene(seed, index, "train") for index in mine]
-        pixels = np.stack([drawing.draw(scene) for scene in shown])
-        tokens = (pixels.shape[1] // STRIDE) * (pixels.shape[2] // STRIDE)
-        rng = np.random.default_rng([seed, step, share.rank])
+        mine = range(share.rank, stage.batch, share.ranks)
+        shown = [_shown(stage, self.seed * 1000 + number, step, place) for place in mine]
+        symbols = stage.kind == "symbols"
+        pixels = _BLANK if symbols else np.stack([drawing.draw(scene) for scene in shown])
+        cells = {} if stage.kind == "answers" else _cells(shown)
+        if stage.kind in ("cells", "projector"):
+            return Batch(pixels, cells)
+        rng = np.random.default_rng([self.seed, step, share.rank])
         samples = [
-            self._sample(question, picture, tokens)
+            self._sample(question, picture, TOKENS)
             for picture, scene in enumerate(shown)
             for question in chosen(questions.ask(scene, rng), stage, rng)
         ]
-        return collate(pixels, samples, tokens)
+        return replace(collate(pixels, samples, TOKENS), cells=cells)
 
     def _sample(self, question: questions.Question, picture: int, tokens: int) -> Sample:
         asked = render(question.text, 1)
@@ -60,40 +58,25 @@ class Scenes:
             [(asked, False), (f"{question.answer}<|im_end|>", True)],
             [picture],
             tokens,
-            self.tokenizer.encode,
+            tokenizer_at(self.tokenizer).encode,
             IMAGE_MARK,
         )
 
 
-Rows = range  # of a scene's cells
+def _shown(stage: Stage, seed: int, step: int, place: int) -> scenes.Scene:
+    compose = composing.page if place < stage.pages else composing.scene
+    return compose(seed, step * stage.batch + place, "train")
 
 
-def _view(lines: bool, seed: int, index: int) -> tuple[scenes.Scene, Rows]:
-    """A scene and what to show of it: all, or a row of cells with letters, from the first of several that
-    has any. Letters are the hardest to learn, and a row costs a quarter."""
-    if not lines:
-        return composing.scene(seed, index, "train"), range(scenes.GRID)
-    for attempt in range(_ATTEMPTS):
-        scene = composing.scene(seed, index * _ATTEMPTS + attempt, "train")
-        lettered = np.flatnonzero((scenes.cells(scene).glyphs > 0).any((1, 2)))
-        if len(lettered):
-            row = int(lettered[index % len(lettered)])
-            return scene, range(row, row + 1)
-    return scene, range(1)
-
-
-def _cells(views: list[tuple[scenes.Scene, Rows]]) -> Batch:
-    pixels = [
-        drawing.draw(scene)[rows.start * scenes.CELL : rows.stop * scenes.CELL] for scene, rows in views
-    ]
-    cells = [(scenes.cells(scene), rows) for scene, rows in views]
+def _cells(shown: list[scenes.Scene]) -> dict[str, Integers]:
+    """What each token is to say, and the letters where they are: (P, cells or squares, slots)"""
+    cells = [scenes.cells(scene) for scene in shown]
     targets = {
-        name: np.stack(
-            [getattr(cell, name)[rows.start : rows.stop].reshape(-1, slots) for cell, rows in cells]
-        )
+        name: np.stack([getattr(cell, name).reshape(-1, slots) for cell in cells])
         for name, (slots, _) in scenes.HEADS.items()
     }
-    return Batch(np.stack(pixels), {name: target.astype(np.int32) for name, target in targets.items()})
+    targets[scenes.LETTERS] = np.stack([scenes.letters(scene).reshape(-1, 1) for scene in shown])
+    return {name: target.astype(np.int32) for name, target in targets.items()}
 
 
 def chosen(

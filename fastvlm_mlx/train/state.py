@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +70,20 @@ class State:
         row = {f.name: getattr(logged, f.name) for f in dataclasses.fields(logged) if f.name != "measures"}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row | dict(logged.measures)) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made a folder ({error.strerror}); choose another") from None
+
+
+def once(do: Callable[[], object]) -> None:
+    """Only the first of several processes does this, and the others wait for it."""
+    if mx.distributed.init().rank() == 0:
+        do()
+    mx.eval(mx.distributed.all_sum(mx.zeros(1)))
 
 
 def _saved(folder: Path) -> list[Path]:

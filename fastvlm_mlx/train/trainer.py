@@ -5,6 +5,7 @@ Several processes under MLX's launcher divide every batch and add up their gradi
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,21 +97,27 @@ def _run_stage(
 
     def loss(moved: dict[str, mx.array], batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
         raw = {**params, **moved}
+        targets = {name: mx.array(target) for name, target in batch.cells.items()}
         pixels = mx.array(batch.pixels).astype(mx.float32) / 255
         seen: dict[str, mx.array] = {}
-        subject.put(subject.model, raw)
-        outputs = (
-            observe(raw, subject.config, pixels, seen)
-            if stage.statistics == "batch"
-            else dict(subject.model.vision.trace(pixels))
-            if pixels.size
-            else {"expand": mx.zeros(0)}  # conversations without a picture
-        )
-        if stage.kind == "cells":
-            targets = {name: mx.array(target) for name, target in batch.cells.items()}
-            value, measures = losses.cells(outputs, raw, targets)
-        else:
-            value, measures = losses.answers(subject.model, outputs["expand"], batch.texts)
+        model, features = subject.model, mx.zeros(0)
+        of_batch = stage.statistics == "batch"
+        if stage.kind != "cells" or not of_batch:
+            subject.put(model, raw)
+        if pixels.size:
+            config = subject.config
+            outputs = observe(raw, config, pixels, seen) if of_batch else dict(model.vision.trace(pixels))
+            features = outputs["expand"]
+        match stage.kind:
+            case "cells":
+                value, measures = losses.cells(outputs, raw, targets)
+            case "symbols":
+                value, measures = losses.answers(model, losses.symbols(raw, targets), batch.texts)
+            case "projector":
+                value, measures = losses.projector(model, features, raw, targets)
+            case "answers":
+                rows = model.projector(features.flatten(0, 2)) if pixels.size else None
+                value, measures = losses.answers(model, rows, batch.texts)
         return value, {**measures, **seen}
 
     gradient_of = mx.value_and_grad(loss)
@@ -121,8 +128,9 @@ def _run_stage(
         for step, batch in enumerate(batches, first + 1):
             mx.random.seed(_seed(recipe.seed, number, step, share.rank))  # dropout's
             (value, found), gradients = gradient_of(vector.split(), batch)
-            for name in [name for name in found if name.endswith(STATISTICS)]:
-                params[name] = (1 - _MOMENTUM) * params[name] + _MOMENTUM * _mean(found.pop(name), share)
+            statistics = {name: found.pop(name) for name in list(found) if name.endswith(STATISTICS)}
+            for name, seen in _mean_of_each(statistics, share).items():
+                params[name] = (1 - _MOMENTUM) * params[name] + _MOMENTUM * seen
             gradient = _mean(vector.join(gradients), share)
             norm = mx.sqrt((gradient * gradient).sum())
             gradient = gradient * mx.minimum(1.0, stage.clip / (norm + 1e-6))
@@ -135,7 +143,7 @@ def _run_stage(
                 value,
                 norm,
                 found,
-                [params[n] for n in params if n.endswith(STATISTICS)],
+                [params[name] for name in statistics],
             )
             window.append((value, norm, found))
             last = step == stage.steps
@@ -151,7 +159,7 @@ def _run_stage(
                 window, began = [], time.perf_counter()
             if last or late or step % recipe.save_every == 0:
                 state = state.at(Progress(number, step), {**params, **vector.split()}, _flat(optimizer.state))
-                if share.rank == 0:
+                if share.rank == 0 and not last:  # the next stage's beginning is saved then
                     state.save()
             if late:
                 break
@@ -204,12 +212,12 @@ class Vector:
         return Vector(self.names, self.shapes, values)
 
     def size(self, name: str) -> int:
-        return _count(self.shapes[self.names.index(name)])
+        return math.prod(self.shapes[self.names.index(name)])
 
     def split(self) -> dict[str, mx.array]:
         ends: list[int] = []
         for shape in self.shapes:
-            ends.append((ends[-1] if ends else 0) + _count(shape))
+            ends.append((ends[-1] if ends else 0) + math.prod(shape))
         parts = mx.split(self.values, ends[:-1])
         return {
             name: part.reshape(shape)
@@ -218,13 +226,6 @@ class Vector:
 
     def join(self, tensors: Mapping[str, mx.array]) -> mx.array:
         return mx.concatenate([tensors[name].flatten() for name in self.names])
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _calibrate(
@@ -266,6 +267,14 @@ def _batches(
 
 def _mean(array: mx.array, share: Share) -> mx.array:
     return array if share.ranks == 1 else mx.distributed.all_sum(array) / share.ranks
+
+
+def _mean_of_each(tensors: Mapping[str, mx.array], share: Share) -> Mapping[str, mx.array]:
+    """Sent as one: many small messages would cost more than their contents."""
+    if share.ranks == 1 or not tensors:
+        return tensors
+    packed = Vector.of(tensors, list(tensors))
+    return packed.with_values(_mean(packed.values, share)).split()
 
 
 def _any(flag: bool, share: Share) -> bool:

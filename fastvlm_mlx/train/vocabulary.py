@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from ..atomic import new_directory
 from ..tokenizer import SPLIT, Tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -30,13 +31,13 @@ def learn(texts: Iterable[str], size: int, context: int, folder: Path) -> Tokeni
     )
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
     about = {
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": SPECIAL[-1],
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    with new_directory(folder) as partial:
+        (partial / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+        (partial / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return Tokenizer.load(folder)

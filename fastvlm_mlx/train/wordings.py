@@ -22,6 +22,12 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Go through the cells.",
         "What is in every cell?",
     ),
+    "find": (
+        "Find everything.",
+        "Say where everything is.",
+        "Find all that is shown.",
+        "In which cell is what?",
+    ),
     "count all": (
         "How many shapes are there?",
         "How many shapes can you see?",
@@ -171,18 +177,39 @@ def describe(scene: Scene) -> str:
 
 
 def listing(scene: Scene) -> str:
-    """What is in each of the 16 cells, row by row; letters hide what is behind them."""
-    seen = {thing.cell: f"{thing.colour} {thing.shape}" for thing in scene.things}
+    """Each of the 16 cells by its row and column, and what is in it."""
+    seen = in_cells(scene)
+    cells = [(row, column) for row in range(GRID) for column in range(GRID)]
+    return ",".join(f"{_cell(cell)} {seen[cell]}" if cell in seen else _cell(cell) for cell in cells)
+
+
+def finding(scene: Scene, order: Sequence[float]) -> str:
+    """What is in any cell, and in which; of a chart each bar's label, colour and height. `order` has a number
+    for each of what may be 16."""
+    if scene.chart:
+        base = scene.chart.base
+        told = [f"{bar.label.text}:{bar.colour} {round((base - bar.top) / 8)}" for bar in scene.chart.bars]
+    else:
+        told = [f"{what}:{_cell(cell)}" for cell, what in sorted(in_cells(scene).items())]
+    return ",".join(one for _, one in sorted(zip(order[: len(told)], told, strict=True)))
+
+
+def _cell(cell: tuple[int, int]) -> str:
+    return f"{cell[0] + 1}{cell[1] + 1}"
+
+
+def in_cells(scene: Scene) -> dict[tuple[int, int], str]:
+    """What is in each cell that holds something; letters hide what is behind them."""
+    seen = {thing.cell: f"{thing.size} {thing.colour} {thing.shape}" for thing in scene.things}
     if scene.sign:
-        seen[scene.sign.cell] = "sign"
+        seen[scene.sign.cell] = f"{scene.sign.kind} sign"
     for bar in scene.chart.bars if scene.chart else ():
         seen[bar.cell] = f"{seen[bar.cell]} bar" if bar.cell in seen else "bar"
     written: defaultdict[tuple[int, int], str] = defaultdict(str)
     for line in scene.lettering():
         for letter, x in line.letters():
             written[cell_at(x, line.y)] += letter
-    seen |= written
-    return " / ".join(" ".join(seen.get((row, column), "-") for column in range(GRID)) for row in range(GRID))
+    return seen | written
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -132,9 +132,56 @@ RECIPES = {
         "choose",
     ),
 }
+FRESH = """name = "speck"
+[model.vision]
+layers = [1, 1, 1, 1, 1]
+dims = [4, 4, 8, 32, 32]
+[model.text]
+hidden_size = 32
+layers = 1
+heads = 2
+kv_heads = 1
+intermediate_size = 32
+vocab_size = 400
+tied = true
+context = 256
+[model.image]
+size = 256
+[[stages]]
+name = "learn"
+kind = "answers"
+steps = 2
+rate = 1e-3
+"""
 
 
-@pytest.mark.parametrize("case", [*DATA.values(), *RECIPES.values()], ids=[*DATA, *RECIPES])
+def fresh(old: str = "", new: str = "") -> Callable[[Path], list[object]]:
+    """A recipe for a model from nothing, on drawn scenes."""
+
+    def arguments(at: Path) -> list[object]:
+        (at / "speck.toml").write_text(FRESH.replace(old, new) if old else FRESH + new, encoding="utf-8")
+        return ["train", at / "speck.toml", "-o", at / "out"]
+
+    return arguments
+
+
+SCENES = {
+    "pictures of 512 px": Case(fresh("size = 256\n[[", "size = 512\n[["), "drawn scenes", "size = 256"),
+    "another size in a stage": Case(fresh(new="image_size = 128\n"), "stage 'learn'.*one size", "leave"),
+    "an unknown category": Case(fresh(new="mixture = { colours = 1.0 }\n"), "'colours'", "there are.*colour"),
+    "nothing to ask": Case(fresh(new="mixture = { sign = 1.0 }\n"), "nothing to ask", "add one of describe"),
+    "pages of questions": Case(fresh(new="pages = 2\n"), "pages are of kind 'cells'", "mend the recipe"),
+    "a folder that is a file": Case(
+        lambda at: [(at / "out").write_text("mine"), *fresh()(at)][1:],
+        "out: cannot be made a folder",
+        "choose",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [*DATA.values(), *RECIPES.values(), *SCENES.values()], ids=[*DATA, *RECIPES, *SCENES]
+)
 def test_bad_recipes_and_data_are_one_line_and_change_nothing(
     expect_refusal: Callable[[Case], None], case: Case
 ) -> None:

@@ -102,10 +102,10 @@ LENGTH = 300  # crosses the first step
 @pytest.fixture(scope="module")
 def language() -> Qwen2:
     language = Qwen2(TextConfig(32, 2, 4, 2, 64, 50, tied=True))
-    keys = mx.random.split(mx.random.key(1), 50)
     names = tree_flatten(language.parameters())
+    keys = mx.random.split(mx.random.key(1), len(names))
     language.load_weights(
-        [(name, mx.random.normal(a.shape, key=key) / 3) for (name, a), key in zip(names, keys, strict=False)]
+        [(name, mx.random.normal(a.shape, key=key) / 3) for (name, a), key in zip(names, keys, strict=True)]
     )
     return language
 

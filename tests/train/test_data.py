@@ -152,8 +152,8 @@ def test_ranks_divide_a_batch(source_of: Callable[..., Conversations]) -> None:
 
 def loss_of(vlm: fastvlm_mlx.VLM, batch: Batch) -> float:
     pixels = mx.array(batch.pixels).astype(mx.float32) / 255
-    features = vlm.vision(pixels) if pixels.size else mx.zeros(0)
-    return losses.answers(vlm.model, features, batch.texts)[0].item()
+    rows = vlm.model.projector(vlm.vision(pixels).flatten(0, 2)) if pixels.size else None
+    return losses.answers(vlm.model, rows, batch.texts)[0].item()
 
 
 def plain_loss(

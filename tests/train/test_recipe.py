@@ -32,10 +32,21 @@ def test_the_built_in_recipe_is_found_by_name() -> None:
         ("rate = 1e-3", "", "stages.0..'rate' is missing"),
         ("steps = 10", 'steps = "ten"', "stages.0..steps is 'ten', not of the kind int"),
         ("steps = 10", "steps = 0", "first.*must be positive"),
-        ('kind = "answers"', 'kind = "poems"', "'poems', not of the kind 'cells' or 'answers'"),
+        ('kind = "answers"', 'kind = "poems"', "'poems', not of the kind 'cells' or 'symbols'"),
+        ("steps = 10", "steps = 10\npages = 2", "first.*pages are of kind 'cells'"),
+        ("steps = 10", "steps = 10\nmixture = { count = -1.0 }", "first.*cannot be negative"),
         ('name = "x"', 'name = "x', "not TOML"),
     ],
-    ids=["unknown key", "missing key", "wrong type", "no steps", "unknown kind", "not TOML"],
+    ids=[
+        "unknown key",
+        "missing key",
+        "wrong type",
+        "no steps",
+        "unknown kind",
+        "pages",
+        "weights",
+        "not TOML",
+    ],
 )
 def test_a_bad_recipe_is_one_line_that_names_the_place(
     tmp_path: Path, old: str, new: str, names: str

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_mlx.train import composing, drawing, scenes
+from fastvlm_mlx.train import composing, drawing, scenes, vocabulary
 from fastvlm_mlx.train.recipe import Stage
 from fastvlm_mlx.train.sources import Scenes, Share
 
@@ -36,13 +36,20 @@ def test_targets_are_those_of_the_cells_shown() -> None:
         assert np.array_equal(batch.cells[name][2], wanted), name
 
 
-def test_lines_are_rows_of_cells_with_letters_in_them() -> None:
-    batch = SOURCE.batch(dataclasses.replace(CELLS, view="lines"), 0, 0, Share())
-    assert batch.pixels.shape == (16, 64, 256, 3)
-    assert (batch.cells["glyphs"] > 0).any((1, 2)).all()
+def test_pages_come_first_and_have_letters_in_every_row() -> None:
+    batch = SOURCE.batch(dataclasses.replace(CELLS, pages=2), 0, 0, Share())
+    assert batch.pixels.shape == (4, 256, 256, 3)
+    lettered = (batch.cells["glyphs"].reshape(4, 4, -1) > 0).any(-1)
+    assert lettered[:2].all()
+    assert not lettered[2:].all()
+    squares, slots = (batch.cells[name] for name in (scenes.LETTERS, "glyphs"))
+    assert ((squares > 0).sum((1, 2)) == (slots > 0).sum((1, 2))).all()
 
 
-def test_both_views_come_in_turn() -> None:
-    both = dataclasses.replace(CELLS, view="both")
-    sides = [SOURCE.batch(both, 0, step, Share()).pixels.shape[1] for step in range(4)]
-    assert sides == [256, 64, 256, 64]
+def test_symbols_are_questions_about_cells_without_their_pictures(tmp_path: Path) -> None:
+    vocabulary.learn(["What is in every cell?"] * 2, 300, 256, tmp_path / "tokenizer")
+    stage = Stage("symbols", "symbols", 10, 1e-3, batch=4, questions=2)
+    batch = Scenes(7, tmp_path / "tokenizer").batch(stage, 0, 0, Share())
+    assert not batch.pixels.size
+    assert batch.cells["shape"].shape == (4, scenes.GRID**2, 1)
+    assert sum(len(group.head_of) for group in batch.texts) == 8
