@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 GOLDEN := tests/golden
+PICTURES := examples/pictures
 DEMO := .demo
 TREE := .mypy_cache/tree
 JOBS ?= 2
@@ -10,7 +11,7 @@ JOBS ?= 2
 .PHONY: help demo test test-slow lint types bench clean
 
 help:
-	@echo "make demo       convert a small checkpoint and ask it about a picture"
+	@echo "make demo       three pictures, three questions, three answers; then a conversion"
 	@echo "make test       lint, type-check and test"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make bench      speed against mlx-vlm, conversion memory at full size (35 GB of disk)"
@@ -26,15 +27,19 @@ $(VENV)/tested: $(VENV)/installed requirements-peers.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-peers.txt
 	touch $@
 
-# Random weights: the mechanics are shown, the answer is noise.
+# Picture, question, answer: the built-in model, and what happens to weights on their way to it.
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
+	@$(call ask,shapes,Describe the picture.)
+	@$(call ask,word,What does the text say?)
+	@$(call ask,chart,Which bar is tallest?)
 	$(BIN)/fastvlm-mlx doctor $(GOLDEN)/checkpoints/apple-train/untied
 	$(BIN)/fastvlm-mlx convert $(GOLDEN)/checkpoints/apple-train/untied -o $(DEMO)/fused --verify
 	$(BIN)/fastvlm-mlx convert $(DEMO)/fused -o $(DEMO)/8bit -q --q-bits 8 --verify
-	$(BIN)/fastvlm-mlx generate $(GOLDEN)/images/tall.png -m $(DEMO)/8bit -p "What is this?" -n 24 --stats
-	@echo "That model has random weights, so its answer is noise. For a real one:"
-	@echo "  $(BIN)/fastvlm-mlx generate PICTURE -m 0.5b    (downloads FastVLM-0.5B, 1.2 GB, research licence)"
+	@echo "Your own picture: $(BIN)/fastvlm-mlx generate PICTURE -p QUESTION"
+	@echo "For photographs add -m 0.5b (downloads FastVLM-0.5B once, 1.2 GB, research licence)"
+
+ask = echo "$(PICTURES)/$(1).png: $(2)" && $(BIN)/fastvlm-mlx generate $(PICTURES)/$(1).png -m tiny --show -p "$(2)"
 
 test: lint types
 	$(BIN)/pytest -q -n $(JOBS)

@@ -12,6 +12,9 @@ ALIASES = {
     "1.5b": "apple/FastVLM-1.5B",
     "7b": "apple/FastVLM-7B",
 }
+_ASSETS = Path(__file__).parent / "assets"
+BUILT_IN = {"tiny": _ASSETS / "tiny", "tiny-4bit": _ASSETS / "tiny-4bit"}
+DEFAULT = "tiny"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 
@@ -19,16 +22,19 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md
 def resolve(name: str | Path, revision: str | None = None) -> Path:
     """A directory with the model's files, downloaded to the Hugging Face cache if need be.
 
-    What exists on disk is a path; then come the short names; then anything of the form owner/name.
+    What exists on disk is a path; then come the models in the package and the short names; then anything
+    of the form owner/name.
     """
     path = Path(name).expanduser()
     if path.exists():
         return path
+    if built_in := BUILT_IN.get(str(name).lower()):
+        return built_in
     repo = ALIASES.get(str(name).lower(), str(name))
     if not _HUB_ID.fullmatch(repo) or isinstance(name, Path):
         raise HubError(
             f"{name}: no such directory, and not a hub id (owner/name) or a short name "
-            f"({', '.join(ALIASES)}); check the spelling"
+            f"({', '.join([*BUILT_IN, *ALIASES])}); check the spelling"
         )
     return _download(repo, revision)
 

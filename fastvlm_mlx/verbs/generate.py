@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
+from .. import hub, tell
 from ..config import STRIDE
 from ..errors import ConfigError, PromptError
 from .options import MODEL_VARIABLE, Dtype, ImageSize, Revision
@@ -36,7 +36,7 @@ def generate(
             "--model",
             "-m",
             envvar=MODEL_VARIABLE,
-            help="A directory, a hub id such as apple/FastVLM-1.5B, or 0.5b, 1.5b, 7b.",
+            help="A directory, a hub id such as apple/FastVLM-1.5B, or 0.5b, 1.5b, 7b. Default: tiny.",
         ),
     ] = None,
     adapter: Annotated[
@@ -78,8 +78,11 @@ def generate(
 ) -> None:
     """Answer a question about one or more pictures.
 
+    Without --model a small one that comes with the package answers: shapes, short texts, small charts.
+
     \b
     Examples:
+      fastvlm-mlx generate examples/pictures/shapes.png -p "What is left of the star?"
       fastvlm-mlx generate cat.jpg --model 0.5b
       fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
       fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
@@ -90,9 +93,10 @@ def generate(
     if prompt is not None and not prompt.strip():
         raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
     if model is None:
-        raise ConfigError(
-            f"which model? --model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research); "
-            f"a directory works as well, and {MODEL_VARIABLE} sets the default"
+        model = hub.DEFAULT
+        tell.say(
+            "the built-in model answers: it knows shapes, short texts and small charts. For photographs, "
+            "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
         )
     if sources.count("-") > 1:
         raise ConfigError("standard input (-) holds one picture; name the others")

@@ -20,12 +20,12 @@ def scenes(
     ] = "test",
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 2026,
 ) -> None:
-    """Draw pictures with questions and answers: to train a small model on, or to measure one.
+    """Draw pictures with questions and answers, as the built-in model was trained and is measured on.
 
     \b
     Examples:
       fastvlm-mlx scenes held-out
-      fastvlm-mlx eval ./my-model held-out/data.jsonl
+      fastvlm-mlx eval tiny held-out/data.jsonl
     """
     from ..train import album
 

@@ -12,10 +12,7 @@ from .. import tell
 
 def train(
     recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A recipe (TOML), or `tiny`, that of a small model on drawn scenes."
-        ),
+        str, typer.Argument(metavar="RECIPE", help="A recipe (TOML), or `tiny`, that of the built-in model.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; one begun is continued.")],
     minutes: Annotated[
