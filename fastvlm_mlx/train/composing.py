@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from typing import TypeVar
 
@@ -60,9 +60,9 @@ _FONTS = ("aileron", "bitmap", "stroke")
 _CLEAR = 12  # px by which the tallest and the shortest bar stand out
 
 
-def scene(seed: int, index: int, split: Split) -> Scene:
+def scene(seed: int, index: int, split: Split, kinds: Mapping[str, float] = KINDS) -> Scene:
     """Scene `index` of a stream; the two splits draw from separate streams."""
-    return sample(np.random.default_rng([seed, SPLITS.index(split), index]), split)
+    return sample(np.random.default_rng([seed, SPLITS.index(split), index]), split, kinds)
 
 
 def page(seed: int, index: int, split: Split) -> Scene:
@@ -73,9 +73,9 @@ def page(seed: int, index: int, split: Split) -> Scene:
     return made
 
 
-def sample(rng: np.random.Generator, split: Split) -> Scene:
+def sample(rng: np.random.Generator, split: Split, kinds: Mapping[str, float] = KINDS) -> Scene:
     """One scene. A draft whose colours suit no background is thrown away and drawn anew."""
-    compose = _COMPOSERS[_weighted(rng, KINDS)]
+    compose = _COMPOSERS[_weighted(rng, kinds)]
     while True:
         made = compose(rng, split)
         if made is not None:
@@ -98,7 +98,7 @@ def contrasts(background: Background, things: Sequence[RGB], inks: Sequence[RGB]
     )
 
 
-def _weighted(rng: np.random.Generator, shares: dict[T, float]) -> T:
+def _weighted(rng: np.random.Generator, shares: Mapping[T, float]) -> T:
     options = tuple(shares)
     return options[int(rng.choice(len(options), p=tuple(shares.values())))]
 

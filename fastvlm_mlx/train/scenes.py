@@ -52,6 +52,7 @@ SIGNS = tuple(SIGN_EDGES)
 LIMITS = tuple(str(limit) for limit in range(10, 130, 10))
 GLYPHS = string.ascii_uppercase + string.digits
 KINDS = {"objects": 0.45, "text": 0.22, "chart": 0.16, "sign": 0.07, "mixed": 0.10}
+ALIKE = dict.fromkeys(KINDS, 1 / len(KINDS))
 
 # Combinations never drawn in training; each shape and each colour loses at most two. For words and numbers
 # there is `held_out`.

@@ -64,8 +64,10 @@ class Scenes:
 
 
 def _shown(stage: Stage, seed: int, step: int, place: int) -> scenes.Scene:
-    compose = composing.page if place < stage.pages else composing.scene
-    return compose(seed, step * stage.batch + place, "train")
+    index = step * stage.batch + place
+    if place < stage.pages:
+        return composing.page(seed, index, "train")
+    return composing.scene(seed, index, "train", scenes.ALIKE if stage.alike else scenes.KINDS)
 
 
 def _cells(shown: list[scenes.Scene]) -> dict[str, Integers]:

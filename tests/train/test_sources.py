@@ -46,6 +46,15 @@ def test_pages_come_first_and_have_letters_in_every_row() -> None:
     assert ((squares > 0).sum((1, 2)) == (slots > 0).sum((1, 2))).all()
 
 
+def test_kinds_come_alike_often_where_asked_for() -> None:
+    many = dataclasses.replace(CELLS, batch=60)
+    signs = [
+        (SOURCE.batch(stage, 0, 0, Share()).cells["sign"] > 0).any((1, 2)).sum()
+        for stage in (many, dataclasses.replace(many, alike=True))
+    ]
+    assert signs[1] > signs[0] + 3  # 12 are expected instead of 4
+
+
 def test_symbols_are_questions_about_cells_without_their_pictures(tmp_path: Path) -> None:
     vocabulary.learn(["What is in every cell?"] * 2, 300, 256, tmp_path / "tokenizer")
     stage = Stage("symbols", "symbols", 10, 1e-3, batch=4, questions=2)
