@@ -71,13 +71,12 @@ def _shown(stage: Stage, seed: int, step: int, place: int) -> scenes.Scene:
 
 
 def _cells(shown: list[scenes.Scene]) -> dict[str, Integers]:
-    """What each token is to say, and the letters where they are: (P, cells or squares, slots)"""
+    """What each token is to say: (P, cells, slots)"""
     cells = [scenes.cells(scene) for scene in shown]
     targets = {
         name: np.stack([getattr(cell, name).reshape(-1, slots) for cell in cells])
         for name, (slots, _) in scenes.HEADS.items()
     }
-    targets[scenes.LETTERS] = np.stack([scenes.letters(scene).reshape(-1, 1) for scene in shown])
     return {name: target.astype(np.int32) for name, target in targets.items()}
 
 
