@@ -32,8 +32,10 @@ _COLOURS = (
     "#d9643a",
     "#7a3b8f",
 )  # told apart in gray too
-_MARKERS = "os^Dv<>P*"
+_PLAN_COLOURS = ("#3b6fb6", "#d9643a", "#7a3b8f")  # by model
+_STYLES = {None: ("o", "-"), 8: ("s", "--"), 4: ("^", ":")}  # by bits: marker and line
 _FONT = 13
+_LONG_S = 5.0  # from here on in seconds
 
 
 def require(destination: Path) -> None:
@@ -55,17 +57,21 @@ def breakdown(setting: Setting, measured: Cases, destination: Path) -> None:
     figure, axes = _axes()
     names = [_name(case, runs) for case, runs in cases.items()]
     below = [0.0] * len(cases)
+    whole = max(sum(median(runs, part) for part in PARTS) for runs in cases.values())
+    unit, scale = ("s", 1.0) if whole >= _LONG_S else ("ms", 1e3)
     for part, colour in zip(PARTS, _COLOURS, strict=True):
-        heights = [1e3 * median(runs, part) for runs in cases.values()]
-        axes.bar(names, heights, 0.6, bottom=below, color=colour, label=_LABELS[part], edgecolor="white")
+        heights = [scale * median(runs, part) for runs in cases.values()]
+        axes.bar(names, heights, 0.6, bottom=below, color=colour, label=_LABELS[part])
         below = [sum(pair) for pair in zip(below, heights, strict=True)]
     for place, top in enumerate(below):
-        axes.annotate(f"{top:.0f} ms" if top >= 10 else f"{top:.1f} ms", (place, top), (0, 5), **_ABOVE)
+        axes.annotate(
+            f"{top:.3g} {unit}" if top < 100 else f"{top:.0f} {unit}", (place, top), (0, 5), **_ABOVE
+        )
     axes.set_ylim(0, 1.1 * max(below))
-    axes.set_ylabel("time to the first token, ms", fontsize=_FONT)
+    axes.set_ylabel(f"time to the first token, {unit}", fontsize=_FONT)
     axes.set_title(f"{setting.model}, {setting.dtype}\n{facts(setting)[0]}", fontsize=_FONT, loc="left")
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], fontsize=_FONT, loc="upper left", frameon=False)
+    axes.legend(handles[::-1], labels[::-1], loc="upper left", **_LEGEND)
     _write(figure, destination)
 
 
@@ -74,34 +80,39 @@ def plan(points: Sequence[Point], budget_s: float, title: str, destination: Path
     if not points:
         return
     figure, axes = _axes()
-    kinds = list(dict.fromkeys((point.choice.variant, point.choice.weights) for point in points))
-    for number, (variant, weights) in enumerate(kinds):
-        mine = [one for one in points if (one.choice.variant, one.choice.weights) == (variant, weights)]
-        colour, marker = _COLOURS[3 + number % 4], _MARKERS[number % len(_MARKERS)]
+    variants = list(dict.fromkeys(point.choice.variant for point in points))
+    for variant, bits in dict.fromkeys((point.choice.variant, point.choice.bits) for point in points):
+        mine = [one for one in points if (one.choice.variant, one.choice.bits) == (variant, bits)]
+        colour = _PLAN_COLOURS[variants.index(variant)]
+        marker, line = _STYLES[bits]
         for chosen, fill in ((mine, "white"), ([one for one in mine if on_front(one, points)], colour)):
             axes.plot(
                 [1e3 * one.ttft_s for one in chosen],
                 [one.choice.size for one in chosen],
-                marker,
-                linestyle="-" if chosen is mine else "",
+                marker=marker,
+                linestyle=line if chosen is mine else "",
                 color=colour,
                 markerfacecolor=fill,
                 markersize=11,
                 linewidth=2,
-                label=f"{variant}, {weights}" if chosen is mine else None,
+                label=f"{variant}, {mine[0].choice.weights}" if chosen is mine else None,
             )
     axes.axvline(1e3 * budget_s, color="black", linestyle="--", label=f"asked for: {1e3 * budget_s:.0f} ms")
     axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks(lambda value, _: f"{value:g}")
+    axes.tick_params(which="minor", labelsize=_FONT)
     axes.set_yticks(sorted({point.choice.size for point in points}))
     axes.set_xlabel("time to the first token, ms", fontsize=_FONT)
     axes.set_ylabel("picture, px", fontsize=_FONT)
     axes.set_title(
         f"{title}\nfilled: none is faster with as large a picture and model", fontsize=_FONT, loc="left"
     )
-    axes.legend(fontsize=_FONT, loc="best", frameon=False)
+    axes.legend(loc="upper left", **_LEGEND)
     _write(figure, destination)
 
 
+_LEGEND: dict[str, Any] = {"fontsize": _FONT, "edgecolor": "white", "framealpha": 1.0}
 _ABOVE: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": _FONT}
 
 

@@ -47,14 +47,18 @@ def test_nothing_in_time_is_left_out() -> None:
     assert within == {choice for choice, point in found(0.9) if point and point.ttft_s <= 0.9}
 
 
-def test_the_largest_language_model_in_time_is_recommended_then_the_largest_picture() -> None:
-    points = [point for _, point in found(0.9) if point]
-    best = recommended(points, 0.9)
-    assert best is not None
-    assert (best.choice.variant, best.choice.bits, best.choice.size) == ("7b", 4, 256)
-    small = recommended([point for point in points if point.choice.variant == "0.5b"], 0.9)
-    assert small is not None
-    assert (small.choice.size, small.choice.bits) == (512, 4)  # as large in floats, but slower
+def test_the_picture_comes_before_the_language_model_up_to_the_size_of_training() -> None:
+    points = [point for _, point in found(1e9) if point]
+
+    def best(budget_s: float) -> tuple[str, int | None, int]:
+        point = recommended(points, budget_s)
+        assert point is not None
+        return point.choice.variant, point.choice.bits, point.choice.size
+
+    assert best(1.59) == ("0.5b", 4, 1024)
+    assert best(1.65) == ("1.5b", 4, 1024)  # rather than the smaller model in floats
+    assert best(1e9) == ("7b", None, 1024)  # the most bits
+    assert best(0.9) == ("1.5b", None, 512)
     assert recommended(points, 0.01) is None
 
 
@@ -88,7 +92,8 @@ def test_the_table_says_of_every_choice_why() -> None:
         *("recommended", "in time", "too slow"),
         *("too large", "slower than one too slow"),
     }
-    assert "7b, 4 bit, 256 px" in table.notes[0]
+    assert "7b, 4 bit, 256 px" not in table.notes[0]
+    assert "512 px" in table.notes[0]
     assert "nothing; give more" in planning.table(found(0.01), 0.01, 1e12, this_machine()).notes[0]
 
 
