@@ -2,7 +2,7 @@
 
 `python benchmarks/write.py [NAME …]`: all, or some of the names below. What stands between a section's
 marks, `<!-- NAME -->` and `<!-- end of NAME -->`, is replaced: command, machine, date and output. A section
-whose peers are not installed is left as it is.
+that is not there yet goes to the end; one whose peers are not installed is left as it is.
 """
 
 from __future__ import annotations
@@ -28,18 +28,41 @@ SMALL = "tests/golden/checkpoints/apple-fused/untied"
 
 @dataclass(frozen=True)
 class Section:
+    title: str
     command: str
+    note: str
     needs: tuple[str, ...] = ()  # packages
 
 
 _FILE = "bench.md"
 _BENCH, _TOLD = "python -m fastvlm_mlx bench", f"--markdown {_FILE}"
 SECTIONS = {
-    "small": Section(f"{_BENCH} -m {SMALL} --sizes 256,512 {_TOLD}"),
-    "time": Section(f"{_BENCH} --random 0.5b --sizes 256,512 --runs 3 --roofline {_TOLD}"),
-    "encoders": Section(f"{_BENCH} --against fastvit,vit-l-14@336,convnext-l --sizes 256 --runs 3 {_TOLD}"),
-    "peers": Section("python benchmarks/against_mlx_vlm.py --sizes 256 512 1024", ("mlx_vlm", "mlx_lm")),
-    "conversion": Section("python benchmarks/convert_memory.py 0.5b 7b"),
+    "time": Section(
+        "Time to the first token",
+        f"{_BENCH} --random 0.5b --sizes 256,512 --runs 3 --roofline {_TOLD}",
+        "A model of true size with random weights; what Apple's chips need at least for the same work.",
+    ),
+    "small": Section(
+        "Time to the first token of a small model",
+        f"{_BENCH} -m {SMALL} --sizes 256,512 {_TOLD}",
+        "Where the model is small, what is around it counts.",
+    ),
+    "encoders": Section(
+        "Against other encoders",
+        f"{_BENCH} --against fastvit,vit-l-14@336,convnext-l --sizes 256 --runs 3 {_TOLD}",
+        "True sizes, random weights, one language model. On a CPU our kernels for it are part of the ratios.",
+    ),
+    "peers": Section(
+        "Against mlx-vlm and mlx-lm",
+        "python benchmarks/against_mlx_vlm.py --sizes 256 512 1024",
+        "Full size, float32, random weights, in alternation in one process, medians.",
+        ("mlx_vlm", "mlx_lm"),
+    ),
+    "conversion": Section(
+        "Conversion memory",
+        "python benchmarks/convert_memory.py 0.5b 7b",
+        "Checkpoints of zeros at full size in Apple's layout, each converted in a process of its own.",
+    ),
 }
 
 
@@ -57,15 +80,12 @@ def machine() -> str:
     return f"{platform.platform(terse=True)}, {os.cpu_count()} CPU threads"
 
 
-def put(page: str, name: str, body: str) -> str:
-    """
-    >>> put("a\\n<!-- x -->\\nold\\n<!-- end of x -->\\nb", "x", "new")
-    'a\\n<!-- x -->\\nnew\\n<!-- end of x -->\\nb'
-    """
+def put(page: str, name: str, section: Section, body: str) -> str:
+    """Between the section's marks; a section that is not on the page goes to its end."""
     first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if first not in page:
+        page = f"{page.rstrip()}\n\n## {section.title}\n\n{section.note}\n\n{first}\n{last}\n"
     between = re.compile(f"{first}\n.*{last}", re.DOTALL)
-    if not between.search(page):
-        raise SystemExit(f"{PAGE} has no marks {first} and {last}; put them where the section belongs")
     return between.sub(lambda _: f"{first}\n{body}\n{last}", page)
 
 
@@ -86,7 +106,8 @@ def main() -> None:
         told = printed(section)
         print(told, flush=True)
         head = f"`{section.command}`, {machine()}, {datetime.date.today()}:"
-        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), name, f"{head}\n\n{told}"), encoding="utf-8")
+        page = put(PAGE.read_text(encoding="utf-8"), name, section, f"{head}\n\n{told}")
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

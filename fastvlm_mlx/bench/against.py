@@ -105,7 +105,9 @@ def named(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in RIVALS:
-            raise ConfigError(f"--against {name!r}: no such rival; choose from {', '.join(RIVALS)}")
+            raise ConfigError(
+                f"--against {name!r}: no such rival; choose from {', '.join(RIVALS)}, or mlx-vlm alone"
+            )
     return names
 
 

@@ -49,7 +49,7 @@ def bench(
         typer.Option(
             metavar="NAME,…",
             help="Other encoders before the same language model: vit-l-14@336, siglip-so400m@384, "
-            "convnext-l, convnext-xxl, fastvit, llava-onevision.",
+            "convnext-l, convnext-xxl, fastvit, llava-onevision. Or mlx-vlm, with --model's weights.",
         ),
     ] = None,
     plan: Annotated[

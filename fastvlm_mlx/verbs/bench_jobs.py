@@ -109,10 +109,12 @@ def time(asked: Asked, paper: bool, roofline: bool, files: Files) -> None:
 
 def against(asked: Asked, names: str, files: Files) -> None:
     from ..bench import against as rivalry
-    from ..bench import fitting
+    from ..bench import fitting, peer
     from ..bench.machine import memory_bytes
     from ..checkpoint import DTYPES
 
+    if names == peer.NAME:
+        return against_mlx_vlm(asked, files)
     pairs = rivalry.pairs_of(rivalry.named(names), asked.sizes)
     ours = sorted({size for sizes in pairs.values() for size, _ in sizes})
     if asked.random:
@@ -140,6 +142,47 @@ def against(asked: Asked, names: str, files: Files) -> None:
                 "against": [asdict(row) | {"time": row.time, "token": row.token} for row in rows],
                 "runs": {
                     f"{name} {px}": [asdict(run) for run in runs] for (name, px), runs in measured.items()
+                },
+            },
+        )
+    tell.print_line(told)
+
+
+def against_mlx_vlm(asked: Asked, files: Files) -> None:
+    from .. import hub
+    from ..bench import peer
+    from ..bench.measure import Case
+
+    peer.require()
+    if asked.model is None:
+        raise ConfigError(f"--against {peer.NAME} compares answers of stored weights; give --model")
+    vlm, load_s, sizes = _model(asked, paper=False)
+    theirs = peer.load(hub.resolve(asked.model, asked.revision), vlm)
+    agreed = peer.agreement(vlm, theirs, sizes[0])
+    turns = {
+        (who, size): (one, Case(size, 1))
+        for size in sizes
+        for who, one in (("ours", vlm), ("theirs", theirs))
+    }
+    measured: dict[tuple[str, int], list[Run]] = {key: [] for key in turns}
+    complete = False
+    try:
+        _measure(turns, asked.runs, asked.tokens, measured)
+        complete = True
+    finally:
+        rows = [
+            row
+            for size in sizes
+            for row in peer.compare(size, measured["ours", size], measured["theirs", size])
+        ]
+        told = files.write(
+            _setting(asked.name, vlm, load_s, None, complete),
+            [peer.table(rows, agreed, asked.tokens - 1)],
+            {
+                "agreement": asdict(agreed),
+                "against": [asdict(row) | {"ratio": row.ratio} for row in rows],
+                "runs": {
+                    f"{who} {size}": [asdict(run) for run in runs] for (who, size), runs in measured.items()
                 },
             },
         )
