@@ -123,8 +123,8 @@ def chip_table(config: ModelConfig, sizes: Sequence[int], text: int, tokens: int
         (*heads, "source"),
         rows,
         (
-            "In halves, largest GPU of each chip; source of the TFLOPS; bandwidths are Apple's, and where "
-            "there is none the bound is of arithmetic alone.",
+            f"In halves{', packed matrices as they are' if packed else ''}; largest GPU of each chip; source "
+            "of the TFLOPS; bandwidths are Apple's, where there is none the bound is of arithmetic alone.",
             _WHAT,
         ),
     )

@@ -156,6 +156,12 @@ def choices(
     variants: Sequence[str], bits: Sequence[int | None], sizes: Sequence[int], width: int
 ) -> list[Choice]:
     """Small models first, small pictures first."""
+    room = min(VARIANTS[variant].text.context for variant in variants) - POSITIONS
+    if cost.tokens(max(sizes)) > room:
+        raise ConfigError(
+            f"{max(sizes)} px make {cost.tokens(max(sizes))} positions, and beside text and an answer the "
+            f"models have room for {room}; give smaller --sizes"
+        )
     return [
         Choice(variant, packing, size, _held(variant, packing, size, width))
         for variant in variants

@@ -2,7 +2,7 @@
 what they know. Each feeds the same language model through the same two-layer projector.
 
 Left out, as it takes next to no time: class token, head, position tables resized to other pictures. Where
-training has branches or layer scales that fold into a weight, they are folded.
+training has branches or layer scales that fold into a weight, they are folded. Every activation is GELU.
 """
 
 from __future__ import annotations

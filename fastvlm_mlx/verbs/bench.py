@@ -99,7 +99,7 @@ def bench(
         raise ConfigError(f"--batch {batch}: --plan and --against time one question; leave --batch out")
     if model is None and random is None and not plan:
         model = os.environ.get(MODEL_VARIABLE) or None
-    listed = [_number(size) for size in sizes.split(",")] if sizes else None
+    listed = list(dict.fromkeys(map(_number, sizes.split(",")))) if sizes else None
     for size in listed or ():
         check_options(size, "pad")
     for file in (json_file, markdown):

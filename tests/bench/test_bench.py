@@ -114,6 +114,16 @@ def test_random_models_have_true_sizes_and_the_asked_type() -> None:
     assert float(mx.std(vlm.model.language.embedding.weight.astype(mx.float32))) == pytest.approx(0.02, 0.1)
 
 
+def test_random_models_can_be_packed() -> None:
+    config = untrained.packed(TINY, 4)
+    vlm = untrained.build(config, mx.float16)
+    assert vlm.model.language.layers[1].mlp.gate_up.weight.dtype == mx.uint32
+    assert vlm.model.language.embedding.weight.dtype == mx.uint32
+    assert vlm.model.language.layers[1].mlp.down.weight.dtype == mx.float16  # 96 columns: no groups of 64
+    assert vlm.model.projector.fc1.weight.dtype == mx.float16
+    assert measure(vlm, picture(), Case(64, 1), 2).tokens == 2
+
+
 def test_too_little_memory_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(ConfigError, match=r"7b at 1024 px takes 15\.\d\d GB \(0\.29 tower \+ 15\.23.*has 8"):
         fitting.refuse_beyond(VARIANTS["7b"], "7b", 1024, 1, 2, memory=8_000_000_000)

@@ -115,6 +115,34 @@ def test_other_amounts_are_refused(text: str) -> None:
         planning.seconds(text)
 
 
+def test_pictures_that_no_context_holds_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"16384 px make 65536 positions.*room for 32448"):
+        planning.choices(["0.5b"], [None], (256, 16384), 2)
+
+
+def test_interrupted_a_plan_keeps_what_was_measured(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Choice] = []
+
+    def stopped(choice: Choice) -> Measured:
+        calls.append(choice)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return times(choice)
+
+    whole = planning.measured
+    monkeypatch.setattr(planning, "measured", lambda *given: whole(*given[:3], stopped))
+    done = run("bench", "--plan", "--ttft", "60s", "--json", tmp_path / "p.json")
+    assert done.code == 130
+    body = json.loads((tmp_path / "p.json").read_text())
+    assert not body["complete"]
+    assert [(row["variant"], row["size"], row["measured"] is None) for row in body["plan"]] == [
+        ("0.5b", 256, False),
+        ("0.5b", 512, False),
+    ]
+
+
 def test_a_plan_is_measured_told_and_drawn(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, width in (("0.5b", 32), ("1.5b", 64), ("7b", 96)):
         text = TextConfig(width, 1, 2, 2, 2 * width, 512, tied=True)
