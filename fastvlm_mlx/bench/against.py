@@ -178,7 +178,8 @@ def table(rows: Sequence[Pair]) -> Table:
         told,
         (
             "Medians in turn after a warm-up; random weights of true size. Time: vision with projector + "
-            "prefill of the visual tokens. The last two columns: theirs ÷ ours.",
+            "prefill of the visual tokens. The last two columns: theirs ÷ ours. px is the picture's side, of "
+            "which vit-l-14@336 reads 7/8: 384 px at 336.",
         ),
     )
 

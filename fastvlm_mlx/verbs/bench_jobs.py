@@ -135,9 +135,10 @@ def against(asked: Asked, names: str, files: Files) -> None:
         complete = True
     finally:
         rows = rivalry.side_by_side(pairs, measured)
+        claims = rivalry.claim_table(rows)
         told = files.write(
             _setting(asked.name, vlm, load_s, None, complete),
-            [rivalry.table(rows), rivalry.claim_table(rows)],
+            [rivalry.table(rows), *([claims] if claims.rows else [])],
             {
                 "against": [asdict(row) | {"time": row.time, "token": row.token} for row in rows],
                 "runs": {
