@@ -56,13 +56,13 @@ def new_directory(destination: Path, *, overwrite: bool = False, needs_bytes: in
         _settle(hidden.with_suffix(_REPLACED), destination)  # again, in case ctrl-C came during the first
 
 
-def write_file(destination: Path, text: str) -> None:
+def write_file(destination: Path, content: str | bytes) -> None:
     """Replace a file of results."""
     require_writable(destination)
     hidden = destination.with_name(f".{destination.name}.{os.getpid()}{_PARTIAL}")
     try:
-        with hidden.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with hidden.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         hidden.replace(destination)

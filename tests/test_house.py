@@ -89,7 +89,7 @@ def test_the_converter_does_not_squat_a_common_name() -> None:
 
 
 def test_evaluation_happens_only_where_it_is_expected() -> None:
-    allowed = {"generate", "checkpoint", "tensorfile", "train.trainer", "bench.untrained"}
+    allowed = {"generate", "checkpoint", "tensorfile", "train.trainer", "bench.untrained", "bench.peer"}
     allowed |= {"convert.inspection", "convert.verify"}
     for name, path in rooms():
         if name not in allowed:
