@@ -12,7 +12,8 @@ from pathlib import Path
 from .errors import CheckpointError, DataError
 
 ADAPTER_CONFIG = "adapter_config.json"
-_OURS = ("config.json", ADAPTER_CONFIG)  # a directory without either is not ours to replace
+# A directory without any of them is not ours to replace.
+_OURS = ("config.json", ADAPTER_CONFIG, "fastvithd.mlpackage")
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
