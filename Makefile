@@ -13,7 +13,7 @@ help:
 	@echo "make demo       convert a small checkpoint and ask it about a picture"
 	@echo "make test       lint, type-check and test"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make bench      speed against mlx-vlm, conversion memory at full size (35 GB of disk)"
+	@echo "make bench      speed against mlx-vlm, Core ML, conversion memory at full size (35 GB of disk)"
 	@echo "make clean      remove what the above made"
 
 $(VENV)/installed: pyproject.toml
@@ -54,6 +54,7 @@ types: $(VENV)/tested
 
 bench: $(VENV)/tested
 	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/coreml.py
 	$(BIN)/python benchmarks/against_mlx_vlm.py --sizes 256 512 1024
 	$(BIN)/python benchmarks/convert_memory.py 0.5b 7b
 

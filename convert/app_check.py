@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..atomic import TOWER_PACKAGE
 from ..config import IMAGE_MARK, STRIDE
 from ..errors import ConfigError
+from ..neural_engine import FEATURES, INPUT
 from . import coreml, swift_check
 from .inspection import Report, Seen, listed, optional
 from .rawform import differences
@@ -52,11 +54,11 @@ def package_facts(directory: Path) -> dict[str, str]:
         inputs, outputs = signature(directory)
     except ConfigError:
         return {}
-    size = sum(path.stat().st_size for path in (directory / coreml.PACKAGE).rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in (directory / TOWER_PACKAGE).rglob("*") if path.is_file())
     return {
         "takes": ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in inputs.items()),
         "gives": ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in outputs.items()),
-        coreml.PACKAGE: f"{size / 1e6:,.1f} MB",
+        TOWER_PACKAGE: f"{size / 1e6:,.1f} MB",
     }
 
 
@@ -65,7 +67,7 @@ Signature = dict[str, tuple[int, ...]]
 
 def signature(directory: Path) -> tuple[Signature, Signature]:
     """Names and shapes of what a package takes and gives."""
-    described = coreml.description(directory / coreml.PACKAGE)
+    described = coreml.description(directory / TOWER_PACKAGE)
 
     def shapes(features: Any) -> Signature:
         return {one.name: tuple(map(int, one.type.multiArrayType.shape)) for one in features}
@@ -87,8 +89,10 @@ def _keys(seen: Seen) -> Said:
 def _tokens(seen: Seen) -> Said:
     config, tokenizer = seen.config or {}, optional(seen.file("tokenizer.json"))
     added = tokenizer.get("added_tokens")
-    ids = [
-        one.get("id") for one in added or [] if isinstance(one, Mapping) and one.get("content") == IMAGE_MARK
+    ids: list[int] = [
+        one["id"]
+        for one in added or []
+        if isinstance(one, Mapping) and one.get("content") == IMAGE_MARK and type(one.get("id")) is int
     ]
     if not ids:
         yield "problem", f"{IMAGE_MARK} is not among the added tokens of tokenizer.json", AGAIN
@@ -120,15 +124,15 @@ def _tensors(seen: Seen) -> Said:
 
 def _tower(seen: Seen) -> Said:
     yield from _package(seen)
-    if not seen.file(coreml.PACKAGE).exists() or seen.has_problem("vision tower"):
+    if not seen.file(TOWER_PACKAGE).exists() or seen.has_problem("vision tower"):
         return
     try:
         inputs, outputs = signature(seen.directory)
     except ConfigError:
         return  # told already
-    size, found = inputs.get(coreml.INPUT, (0,))[-1], outputs.get(coreml.FEATURES)
+    size, found = inputs.get(INPUT, (0,))[-1], outputs.get(FEATURES)
     if found is None:
-        yield "problem", f"it gives {', '.join(outputs)}, not {coreml.FEATURES}", AGAIN
+        yield "problem", f"it gives {', '.join(outputs)}, not {FEATURES}", AGAIN
     elif size != seen.size:
         yield "problem", f"made for {size} px, and preprocessor_config.json says {seen.size} px", AGAIN
     elif found[-1] != (seen.config or {}).get("mm_hidden_size"):
@@ -140,11 +144,11 @@ def _tower(seen: Seen) -> Said:
 
 
 def _package(seen: Seen) -> Said:
-    if not seen.file(coreml.PACKAGE).exists():
-        yield "problem", f"{coreml.PACKAGE} is not there", AGAIN.replace("apple-app", "coreml")
+    if not seen.file(TOWER_PACKAGE).exists():
+        yield "problem", f"{TOWER_PACKAGE} is not there", AGAIN.replace("apple-app", "coreml")
         return
     try:
-        described = coreml.description(seen.file(coreml.PACKAGE))
+        described = coreml.description(seen.file(TOWER_PACKAGE))
     except ConfigError as error:
         yield "note", f"not looked into: {error}", "install it to have the package checked"
         return
@@ -152,15 +156,15 @@ def _package(seen: Seen) -> Said:
         one.name: (tuple(one.type.multiArrayType.shape), one.type.multiArrayType.dataType)
         for one in (*described.input, *described.output)
     }
-    shape, _ = found.get(coreml.INPUT, ((), 0))
+    shape, _ = found.get(INPUT, ((), 0))
     side = shape[-1] if shape else 0
     if shape != (1, 3, side, side) or side % STRIDE or not side:
-        yield "problem", f"{coreml.INPUT} 1×3×R×R belongs in, and there is {listed(found)}", AGAIN
-    for name in (coreml.FEATURES, coreml.EMBEDDINGS):
+        yield "problem", f"{INPUT} 1×3×R×R belongs in, and there is {listed(found)}", AGAIN
+    for name in (FEATURES, coreml.EMBEDDINGS):
         if name in found and found[name][0][:2] != (1, (side // STRIDE) ** 2):
             yield "problem", f"{name} is {found[name][0]}, not (1, {(side // STRIDE) ** 2}, …)", AGAIN
     odd = [name for name, (_, kind) in found.items() if kind != FLOAT32]
     if odd:
         yield "problem", f"not float32: {', '.join(odd)}", AGAIN
-    if not {coreml.FEATURES, coreml.EMBEDDINGS} & found.keys():
-        yield "problem", f"neither {coreml.FEATURES} nor {coreml.EMBEDDINGS} comes out", AGAIN
+    if not {FEATURES, coreml.EMBEDDINGS} & found.keys():
+        yield "problem", f"neither {FEATURES} nor {coreml.EMBEDDINGS} comes out", AGAIN

@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
+from ..atomic import TOWER_PACKAGE
 from ..config import STRIDE, VisionConfig
 from ..errors import CheckpointError, ConfigError
+from ..neural_engine import FEATURES
 from .released import interleaved
 
-PACKAGE = "fastvithd.mlpackage"  # Xcode names the class of the app after it
-INPUT, FEATURES, EMBEDDINGS = "images", "image_features", "image_embeddings"
+EMBEDDINGS = "image_embeddings"
 PRECISIONS = ("float16", "float32")
 WEIGHTS = ("int8", "palettize6")
 LAYER_NORM_EPS = 1e-5
@@ -124,8 +125,8 @@ def package(built: Any, precision: str, packing: str | None, notes: Mapping[str,
 
 def save(model: Any, folder: Path) -> Path:
     with _quiet():
-        model.save(str(folder / PACKAGE))
-    return folder / PACKAGE
+        model.save(str(folder / TOWER_PACKAGE))
+    return folder / TOWER_PACKAGE
 
 
 def description(path: Path) -> Any:
@@ -145,16 +146,21 @@ def _first_line(error: Exception) -> str:
 
 
 def palette(
-    values: npt.NDArray[Any], colours: int = 64, rounds: int = 30
+    values: npt.NDArray[Any], colours: int = 64, rounds: int = 300
 ) -> tuple[npt.NDArray[Any], Indices]:
-    """The colours that values are nearest to (Lloyd's algorithm, from even shares), and which is whose."""
+    """The colours that values are nearest to, and which is whose: Lloyd's algorithm.
+
+    It starts from the spacing that is best for many colours, by the cube root of how dense values lie.
+    """
     flat = np.sort(values.reshape(-1).astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(flat)])
-    middles = flat[(np.arange(colours) * 2 + 1) * flat.size // (2 * colours)]
+    counts, edges = np.histogram(flat, 4096)
+    share = np.concatenate([[0.0], np.cumsum(np.cbrt(counts))])
+    middles = np.interp((np.arange(colours) + 0.5) / colours * share[-1], share, edges)
     for _ in range(rounds):
         ends = np.concatenate([[0], np.searchsorted(flat, (middles[1:] + middles[:-1]) / 2), [flat.size]])
-        counts = np.diff(ends)
-        middles = np.where(counts, np.diff(sums[ends]) / np.maximum(counts, 1), middles)
+        held = np.diff(ends)
+        middles = np.where(held, np.diff(sums[ends]) / np.maximum(held, 1), middles)
     borders = ((middles[1:] + middles[:-1]) / 2).astype(values.dtype)
     return middles.astype(values.dtype), np.searchsorted(borders, values.reshape(-1)).astype(np.uint8)
 

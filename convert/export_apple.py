@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import __version__
+from ..atomic import TOWER_PACKAGE
 from ..checkpoint import CONFIG
 from ..config import IMAGE_MARK
 from ..errors import ConfigError
@@ -75,7 +76,7 @@ def export(
         _add_image_token(folder / TOKENIZER, tokenizer.size)
         write_package(source, folder, options, notice)
         report = check(folder)
-        weights = f"{export_card.kind(dtype, bits)}; {coreml.PACKAGE} {options.told}"
+        weights = f"{export_card.kind(dtype, bits)}; {TOWER_PACKAGE} {options.told}"
         facts = export_card.Facts(source.name, layout, __version__, config.text.hidden_size, weights)
         page = export_card.render(facts, export_card.TARGETS["apple-app"], report, notice)
         (folder / "README.md").write_text(page, encoding="utf-8")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..atomic import TOWER_PACKAGE
 from ..checkpoint import CONFIG
 from ..errors import CheckpointError
-from . import app_check, coreml, swift_check
+from . import app_check, swift_check
 from .inspection import Report, Seen, look
 from .layouts import APPLE_APP
 
@@ -15,7 +16,7 @@ def check(directory: Path) -> Report:
     """Apple's app, Core ML or mlx-swift-lm and mlx-vlm: the directory says for whom it is."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory; give an exported directory")
-    if (directory / coreml.PACKAGE).exists() and not (directory / CONFIG).exists():
+    if (directory / TOWER_PACKAGE).exists() and not (directory / CONFIG).exists():
         return app_check.check_package(directory)
     return judge(look(directory))
 

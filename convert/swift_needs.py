@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..atomic import TOWER_PACKAGE
 from ..config import STAGES
 from .layouts import MLX_VLM
 from .swift_files import PROCESSOR
@@ -109,7 +110,7 @@ KEYS: tuple[Key, ...] = (
 )
 
 # Apple's FastVLM app
-APP_FILES = (*FILES, "fastvithd.mlpackage")
+APP_FILES = (*FILES, TOWER_PACKAGE)
 APP_KEYS: tuple[Key, ...] = (
     *_DECODER,
     (CONFIG, "mm_hidden_size", WHOLE),

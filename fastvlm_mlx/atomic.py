@@ -12,8 +12,9 @@ from pathlib import Path
 from .errors import CheckpointError, DataError
 
 ADAPTER_CONFIG = "adapter_config.json"
+TOWER_PACKAGE = "fastvithd.mlpackage"  # Xcode names the class of an app after it
 # A directory without any of them is not ours to replace.
-_OURS = ("config.json", ADAPTER_CONFIG, "fastvithd.mlpackage")
+_OURS = ("config.json", ADAPTER_CONFIG, TOWER_PACKAGE)
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 
 

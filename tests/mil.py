@@ -17,14 +17,14 @@ from fastvlm_mlx.convert import coreml
 
 Array = np.ndarray[Any, Any]
 Inputs = dict[str, Any]
+TOOLS = coreml.require()
 
 
 def read(path: Path) -> tuple[Any, Any]:
     """(program, spec) of a package as it lies on the disk."""
-    tools = coreml.require()
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    model = tools.models.MLModel(str(path), skip_model_load=True)
+    model = TOOLS.models.MLModel(str(path), skip_model_load=True)
     spec = model.get_spec()
     built = load(spec, specification_version=spec.specificationVersion, file_weights_dir=model.weights_dir)
     return built, spec
@@ -60,22 +60,24 @@ def kinds(program: Any) -> set[str]:
 
 
 def _conv(given: Inputs) -> Array:
-    x, weight = _wide(given["x"]), _wide(given["weight"])
+    """One place of the kernel after another: little memory, whatever the size."""
+    x, weight = _wide(given["x"])[0], _wide(given["weight"])
     groups, (step, _) = int(given.get("groups", 1)), given.get("strides", (1, 1))
-    padding = given["pad"] if given["pad_type"] == "custom" else [0] * 4
     assert given["pad_type"] in ("custom", "valid")
-    x = np.pad(x, ((0, 0), (0, 0), tuple(padding[:2]), tuple(padding[2:])))
+    top, bottom, left, right = given["pad"] if given["pad_type"] == "custom" else [0] * 4
+    x = np.pad(x, ((0, 0), (top, bottom), (left, right)))
     out, per_group, height, width = weight.shape
-    windows = np.lib.stride_tricks.sliding_window_view(x, (height, width), (2, 3))[:, :, ::step, ::step]
-    _, _, rows, columns = windows.shape[:4]
-    split = windows.reshape(1, groups, per_group, rows, columns, height, width)
-    kernels = weight.reshape(groups, out // groups, per_group, height, width)
-    if groups == 1:
-        done = np.tensordot(kernels[0], split[0, 0], ((1, 2, 3), (0, 3, 4)))
-    else:
-        done = np.einsum("gcrskl,gockl->gors", split[0], kernels, optimize=True)
-    done = done.reshape(1, out, rows, columns)
-    return done + _wide(given["bias"]).reshape(1, -1, 1, 1) if "bias" in given else done
+    rows, columns = ((n - k) // step + 1 for n, k in zip(x.shape[1:], (height, width), strict=True))
+    done = np.zeros((out, rows, columns))
+    for i in range(height):
+        for j in range(width):
+            seen = x[:, i : i + step * rows : step, j : j + step * columns : step]
+            if groups == 1:
+                done += np.tensordot(weight[:, :, i, j], seen, 1)
+            else:
+                assert per_group == 1
+                done += np.repeat(seen, out // groups, 0) * weight[:, 0, i, j, None, None]
+    return (done + _wide(given["bias"])[:, None, None] if "bias" in given else done)[None]
 
 
 _erf = np.frompyfunc(math.erf, 1, 1)
