@@ -79,16 +79,16 @@ def _apps(seen: Seen) -> None:
     """Of the layouts that apps read: would they? What they want is a note, since we do without."""
     readers = ((MLX_VLM, "mlx-swift-lm"), (APPLE_APP, "Apple's app"))
     reader = next((name for layout, name in readers if layout is seen.layout), None)
-    if reader is None:
+    if reader is None or seen.has_problem("weights"):
         return
-    report = export_check.judge(dataclasses.replace(seen, findings=list(seen.findings)))
-    wanting = [one for one in report.findings[len(seen.findings) :] if one.level == "problem"]
+    report = export_check.judge(dataclasses.replace(seen, findings=[]))
+    wanting = [one for one in report.findings if one.level == "problem"]
     if wanting:
         more = f" ({len(wanting) - 1} more such)" if len(wanting) > 1 else ""
         what = f"{reader} would not load it: {wanting[0].what}{more}"
         repair = f"`fastvlm-mlx export --check {seen.directory}` lists all with their repairs"
         seen.findings.append(Finding("note", "apps", what, repair))
-    elif report.healthy:
+    else:
         seen.findings.append(Finding("ok", "apps", f"as {reader} requires", ""))
 
 

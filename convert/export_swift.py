@@ -6,12 +6,14 @@ A source with norms and scales keeps them and has its training branches fused; t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
 from .. import __version__
 from ..checkpoint import CONFIG
+from ..config import ModelConfig, Quantization
 from ..tokenizer import Tokenizer
 from . import export_card, exporting, swift_files
 from .export_check import check
@@ -21,6 +23,25 @@ from .layouts import MLX_VLM
 
 PROJECTION = 768  # the CLIP head's width in the released models: both consumers want it there
 GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    stored: dict[str, mx.array]  # by the consumers' names; no value is read or computed yet
+    config: ModelConfig
+    layout: str
+    projection: int
+    packing: Quantization | None
+
+
+def tensors(source: Path, tokenizer: Tokenizer, bits: int | None, dtype: mx.Dtype) -> Tensors:
+    with mx.stream(mx.cpu):  # where float64 is
+        found = exporting.source_of(source, tokenizer)
+        weights, packing = exporting.packed(found, bits, dtype, source)
+        head = mx.zeros((found.config.vision.feature_dim, PROJECTION)) if found.head is None else found.head
+        stored = {MLX_VLM.stored_name(name): array for name, array in weights.items()}
+        stored[f"{MLX_VLM.tower}{HEAD}"] = head.astype(dtype)
+    return Tensors(stored, found.config, found.layout, head.shape[1], packing)
 
 
 def export(
@@ -35,17 +56,11 @@ def export(
     """One tensor in memory at a time, the result whole or absent. The source is only read."""
     exporting.refuse(source, destination, bits, overwrite)
     tokenizer = Tokenizer.load(source)
-    with mx.stream(mx.cpu):  # where float64 is
-        found = exporting.source_of(source, tokenizer)
-        weights, packing = exporting.packed(found, bits, dtype, source)
-        head = mx.zeros((found.config.vision.feature_dim, PROJECTION)) if found.head is None else found.head
-        stored = {MLX_VLM.stored_name(name): array for name, array in weights.items()}
-        stored[f"{MLX_VLM.tower}{HEAD}"] = head.astype(dtype)
-    config, layout = found.config, found.layout
-    del weights, found  # so that each array goes once it is written
+    made = tensors(source, tokenizer, bits, dtype)
+    config, layout = made.config, made.layout
     eos = exporting.eos_of(config, tokenizer)
     texts = {
-        CONFIG: swift_files.config(config, eos, head.shape[1], packing),
+        CONFIG: swift_files.config(config, eos, made.projection, made.packing),
         GENERATION: {"eos_token_id": list(config.eos_token_ids)},
         "preprocessor_config.json": swift_files.preprocessor(config.image.size),
         "tokenizer_config.json": swift_files.tokenizer_config(
@@ -62,5 +77,5 @@ def export(
         return report
 
     return exporting.write(
-        source, destination, tokenizer, texts, stored, finish, overwrite=overwrite, progress=progress
+        source, destination, tokenizer, texts, made.stored, finish, overwrite=overwrite, progress=progress
     )

@@ -39,8 +39,8 @@ def narrow(at: Path) -> list[object]:
 
 
 def write(to: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    weights = checkpoint.FusedWeights(checkpoint.parameters(FastVLM(config)))
-    checkpoint.save(to, config, weights, tokenizer, {})
+    weights = {name: mx.zeros(array.shape) for name, array in checkpoint.parameters(FastVLM(config)).items()}
+    checkpoint.save(to, config, checkpoint.FusedWeights(weights), tokenizer, {})
 
 
 def full(at: Path) -> list[object]:
@@ -79,11 +79,9 @@ EXPORTS = {
 
 @pytest.mark.parametrize("case", EXPORTS.values(), ids=EXPORTS)
 def test_a_bad_export_is_one_line_and_changes_nothing(
-    expect_refusal: Callable[[Case], None], case: Case, monkeypatch: pytest.MonkeyPatch
+    expect_refusal: Callable[[Case], None], case: Case
 ) -> None:
-    make = case.make
-    before: list[list[object]] = []
-    expect_refusal(dataclasses.replace(case, make=lambda at: before.append(make(at)) or before[0]))
+    expect_refusal(case)
 
 
 @pytest.mark.parametrize("target", ["swift", "apple-app", "coreml"])
@@ -142,7 +140,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("moment", [1, 60, 190])
+@pytest.mark.parametrize("moment", [1, 60, 170])
 def test_a_killed_export_leaves_no_directory_and_the_next_one_sweeps(
     run: Run, tmp_path: Path, moment: int
 ) -> None:
