@@ -21,6 +21,7 @@ from .swift_needs import APP_FILES, APP_KEYS, CONFIG
 
 PROCESSOR = "LlavaProcessor"
 AGAIN = "export the checkpoint again with `fastvlm-mlx export --target apple-app`"
+AGAIN_PACKAGE = "export it again with `fastvlm-mlx export`, --target apple-app or coreml"
 ASSERTED = (1, 256, 3072)  # what the app as Apple wrote it takes from the tower
 FLOAT32 = 65568  # Core ML's number for it
 
@@ -145,7 +146,7 @@ def _tower(seen: Seen) -> Said:
 
 def _package(seen: Seen) -> Said:
     if not seen.file(TOWER_PACKAGE).exists():
-        yield "problem", f"{TOWER_PACKAGE} is not there", AGAIN.replace("apple-app", "coreml")
+        yield "problem", f"{TOWER_PACKAGE} is not there", AGAIN_PACKAGE
         return
     try:
         described = coreml.description(seen.file(TOWER_PACKAGE))
@@ -159,12 +160,12 @@ def _package(seen: Seen) -> Said:
     shape, _ = found.get(INPUT, ((), 0))
     side = shape[-1] if shape else 0
     if shape != (1, 3, side, side) or side % STRIDE or not side:
-        yield "problem", f"{INPUT} 1×3×R×R belongs in, and there is {listed(found)}", AGAIN
+        yield "problem", f"{INPUT} 1×3×R×R belongs in, and there is {listed(found)}", AGAIN_PACKAGE
     for name in (FEATURES, coreml.EMBEDDINGS):
         if name in found and found[name][0][:2] != (1, (side // STRIDE) ** 2):
-            yield "problem", f"{name} is {found[name][0]}, not (1, {(side // STRIDE) ** 2}, …)", AGAIN
+            yield "problem", f"{name} is {found[name][0]}, not (1, {(side // STRIDE) ** 2}, …)", AGAIN_PACKAGE
     odd = [name for name, (_, kind) in found.items() if kind != FLOAT32]
     if odd:
-        yield "problem", f"not float32: {', '.join(odd)}", AGAIN
+        yield "problem", f"not float32: {', '.join(odd)}", AGAIN_PACKAGE
     if not {FEATURES, coreml.EMBEDDINGS} & found.keys():
-        yield "problem", f"neither {FEATURES} nor {coreml.EMBEDDINGS} comes out", AGAIN
+        yield "problem", f"neither {FEATURES} nor {coreml.EMBEDDINGS} comes out", AGAIN_PACKAGE

@@ -40,7 +40,6 @@ def export(
 ) -> Exported:
     """The result whole or absent. The source is only read."""
     exporting.refuse(source, destination, bits, overwrite)
-    coreml.require()
     if options.projector:
         raise ConfigError("Apple's app has the projector among its tensors; leave --projector out")
     tokenizer = Tokenizer.load(source)
@@ -54,6 +53,7 @@ def export(
         }
     config, layout = found.config, found.layout
     del weights, found  # so that each array goes once it is written
+    coreml.require()
     if tokenizer.size >= config.text.vocab_size:
         raise ConfigError(
             f"{source}: all {config.text.vocab_size} rows of the embedding are taken, and Apple's app needs "

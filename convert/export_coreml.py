@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import __version__, atomic, checkpoint
-from ..config import STRIDE, ModelConfig
+from ..config import ModelConfig
 from ..errors import ConfigError
 from ..image import check_options
 from ..tokenizer import Tokenizer
@@ -52,8 +52,8 @@ def export(
 ) -> Exported:
     """The result whole or absent. `progress` counts steps. The source is only read."""
     exporting.refuse(source, destination, None, overwrite)
-    coreml.require()
     layout, config, _ = read(source, Tokenizer.load(source))
+    coreml.require()
     licences = card.licences(source)
     notice = card.notice(licences)
     needed = package_bytes(source, options)
@@ -98,10 +98,6 @@ def package_bytes(source: Path, options: Options) -> int:
     names = ("vision.", "projector.") if options.projector else ("vision.",)
     count = sum(array.size for name, array in weights.items() if name.startswith(names))
     return count * (4 if options.precision == "float32" else 2)
-
-
-def tokens(config: ModelConfig, options: Options) -> int:
-    return ((options.size or config.image.size) // STRIDE) ** 2
 
 
 def _tower(source: Path) -> tuple[ModelConfig, dict[str, mx.array]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,8 @@ from fastvlm_mlx import neural_engine
 from fastvlm_mlx.convert.export_coreml import Options, export
 from fastvlm_mlx.errors import CheckpointError, ConfigError, ImageError
 
-pytest.importorskip("coremltools")
+if find_spec("coremltools") is None:
+    pytest.skip("coremltools is not installed", allow_module_level=True)
 import mil
 
 from fastvlm_mlx.convert import coreml
