@@ -25,6 +25,7 @@ from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.convert import coreml
 from fastvlm_mlx.models.vision import FastViTHD
 
+SMALL = VisionConfig((1, 2, 2, 2, 1), (8, 16, 32, 64, 128))
 # (precision, weights) -> largest relative error
 LIMITS = {
     ("float32", None): 1e-5,
@@ -54,8 +55,9 @@ def tower(config: VisionConfig) -> FastViTHD:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--size", type=int, default=512)
-    size = options.parse_args().size
-    config = VisionConfig()
+    options.add_argument("--small", action="store_true", help="a tower of the tests' size")
+    asked = options.parse_args()
+    size, config = asked.size, SMALL if asked.small else VisionConfig()
     model = tower(config)
     weights = {f"vision.{name}": array for name, array in parameters(model).items()}  # type: ignore[arg-type]
     pixels = mx.random.uniform(shape=(1, size, size, 3), key=mx.random.key(1))
@@ -77,7 +79,7 @@ def main() -> None:
         error = float(np.abs(found - expected).max() / np.abs(expected).max())
         above |= not error <= limit
         row = f"| {precision} | {packing or 'as they are'} | {error:.1e} | {limit} "
-        print(f"{row}| {count / 1e6:.0f} | {seconds:.0f} |", flush=True)
+        print(f"{row}| {count / 1e6:.1f} | {seconds:.0f} |", flush=True)
     if above:
         sys.exit("an error is above its limit")
 
