@@ -13,7 +13,7 @@ help:
 	@echo "make demo       convert a small checkpoint and ask it about a picture"
 	@echo "make test       lint, type-check and test"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make bench      times, other encoders, mlx-vlm, conversion (35 GB of disk): writes docs/benchmarks.md"
+	@echo "make bench      times, other encoders, mlx-vlm, Core ML, conversion (35 GB of disk): writes docs/benchmarks.md"
 	@echo "make clean      remove what the above made"
 
 $(VENV)/installed: pyproject.toml

@@ -58,6 +58,12 @@ SECTIONS = {
         "Full size, float32, random weights, in alternation in one process, medians.",
         ("mlx_vlm", "mlx_lm"),
     ),
+    "coreml": Section(
+        "Core ML",
+        "python benchmarks/coreml.py",
+        "The saved package, read back and run in numpy, against the tower in MLX.",
+        ("coremltools",),
+    ),
     "conversion": Section(
         "Conversion memory",
         "python benchmarks/convert_memory.py 0.5b 7b",

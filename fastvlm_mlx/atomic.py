@@ -12,7 +12,9 @@ from pathlib import Path
 from .errors import CheckpointError, DataError
 
 ADAPTER_CONFIG = "adapter_config.json"
-_OURS = ("config.json", ADAPTER_CONFIG)  # a directory without either is not ours to replace
+TOWER_PACKAGE = "fastvithd.mlpackage"  # Xcode names the class of an app after it
+# A directory without any of them is not ours to replace.
+_OURS = ("config.json", ADAPTER_CONFIG, TOWER_PACKAGE)
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 
 

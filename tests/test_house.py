@@ -16,7 +16,7 @@ FLOORS = (
     "strict atomic",
     "config",
     "image tokenizer prompt tensorfile sampling kernels models.cache dataset preview",
-    "models.vision models.projector models.qwen2",
+    "models.vision models.projector models.qwen2 neural_engine",
     "models.fastvlm",
     "lora",
     "checkpoint hub generate",

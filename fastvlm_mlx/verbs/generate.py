@@ -13,6 +13,7 @@ from ..config import STRIDE
 from ..errors import ConfigError, PromptError
 from .options import MODEL_VARIABLE, Dtype, ImageSize, Revision
 
+BACKENDS = ("mlx", "coreml")
 DEFAULT_QUESTION = "Describe the image."
 
 
@@ -69,6 +70,19 @@ def generate(
         ),
     ] = False,
     dtype: Dtype = None,
+    vision_backend: Annotated[
+        str,
+        typer.Option(
+            metavar="mlx|coreml",
+            help="Where the vision tower runs; coreml (macOS) can use the Neural Engine.",
+        ),
+    ] = "mlx",
+    vision_package: Annotated[
+        Path | None,
+        typer.Option(
+            help="For coreml: what `export --target coreml` wrote. Default: in the model's directory."
+        ),
+    ] = None,
     revision: Revision = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show the pictures first, on stderr, as blocks of colour.")
@@ -94,6 +108,10 @@ def generate(
             f"which model? --model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research); "
             f"a directory works as well, and {MODEL_VARIABLE} sets the default"
         )
+    if vision_backend not in BACKENDS:
+        raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
+    if vision_package is not None and vision_backend != "coreml":
+        raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
     if sources.count("-") > 1:
         raise ConfigError("standard input (-) holds one picture; name the others")
 
@@ -120,7 +138,8 @@ def generate(
         "seed": seed,
     }
     Sampling(**sampling)  # says what is wrong with them before a model is loaded
-    vlm = runtime.load(model, dtype, revision=revision, adapter=adapter)
+    package = (vision_package or Path(model)) if vision_backend == "coreml" else None
+    vlm = runtime.load(model, dtype, revision=revision, adapter=adapter, vision_package=package)
     question = vlm.prompt(
         prompt or DEFAULT_QUESTION,
         pictures,

@@ -16,4 +16,9 @@ Dtype = Annotated[
     str | None,
     typer.Option(metavar="float16|bfloat16|float32", help="Compute in this type. Default: as stored."),
 ]
+UploadRepo = Annotated[str | None, typer.Option(help="Upload the result to this hub repository.")]
+HubPrivate = Annotated[bool, typer.Option("--hub-private", help="Make that repository private.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Upload nothing: list the files and sizes that would be.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
