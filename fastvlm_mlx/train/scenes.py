@@ -186,13 +186,13 @@ class Scene:
 
     def lettering(self) -> tuple[Line, ...]:
         """Everything written in the picture: lines, the labels of bars, the words on a sign."""
-        return self.spelled() + ((self.sign.line,) if self.sign and self.sign.kind == "stop" else ())
+        labels = tuple(bar.label for bar in self.chart.bars) if self.chart else ()
+        return self.lines + labels + ((self.sign.line,) if self.sign and self.sign.line else ())
 
     def spelled(self) -> tuple[Line, ...]:
         """What is read letter by letter: all but the word of a stop sign, whose letters stand too close."""
-        labels = tuple(bar.label for bar in self.chart.bars) if self.chart else ()
-        limit = self.sign.line if self.sign and self.sign.kind != "stop" else None
-        return self.lines + labels + ((limit,) if limit else ())
+        stop = self.sign.line if self.sign and self.sign.kind == "stop" else None
+        return tuple(line for line in self.lettering() if line is not stop)
 
 
 @dataclass(frozen=True)
