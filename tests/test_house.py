@@ -17,10 +17,11 @@ FLOORS = (
     "config",
     "image tokenizer prompt tensorfile sampling kernels models.cache dataset preview",
     "models.vision models.projector models.qwen2",
-    "models.fastvlm",
+    "models.fastvlm memory saved",
     "lora",
     "checkpoint hub generate",
     "vlm convert",
+    "session",
     "bench evaluate train",
     "tell",
     "verbs",
@@ -89,7 +90,7 @@ def test_the_converter_does_not_squat_a_common_name() -> None:
 
 
 def test_evaluation_happens_only_where_it_is_expected() -> None:
-    allowed = {"generate", "checkpoint", "tensorfile", "train.trainer", "bench.untrained"}
+    allowed = {"generate", "checkpoint", "tensorfile", "saved", "train.trainer", "bench.untrained"}
     allowed |= {"convert.inspection", "convert.verify"}
     for name, path in rooms():
         if name not in allowed:
