@@ -13,6 +13,7 @@ import typer
 from . import __version__, tell
 from .errors import FastVLMError
 from .verbs.bench import bench
+from .verbs.chat import chat
 from .verbs.convert import convert
 from .verbs.doctor import doctor
 from .verbs.evaluate import evaluate
@@ -46,6 +47,7 @@ def root(
 
 _VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
+    "chat": chat,
     "convert": convert,
     "doctor": doctor,
     "export": export,
@@ -54,8 +56,9 @@ _VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "scenes": scenes,
 }
+_ALONE = ("bench", "chat")  # the first times the 0.5B's sizes, the second talks to the default model
 for name, verb in _VERBS.items():
-    app.command(name, no_args_is_help=name != "bench")(verb)  # which by itself times the 0.5B's sizes
+    app.command(name, no_args_is_help=name not in _ALONE)(verb)
 
 
 def main() -> NoReturn:
