@@ -216,11 +216,15 @@ class _Seen:
 
 
 def _see(prompts: Sequence[Prompt], model: FastVLM, known: Features | None = None) -> _Seen:
-    """Every picture once; those of one size in batches."""
+    """Every picture once; those of one size in batches. With `known`, every content once."""
     began = time.perf_counter()
+    shown = [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
+    first: dict[object, Picture] = {}
+    for picture in shown:
+        first.setdefault(picture if known is None else picture.key, picture)
     of_size: dict[tuple[int, ...], list[Picture]] = {}
     features: dict[Picture, mx.array] = {}
-    for picture in dict.fromkeys(part for prompt in prompts for part in prompt if isinstance(part, Picture)):
+    for picture in first.values():
         if known is not None and (before := known.get(picture)) is not None:
             features[picture] = before
         else:
@@ -239,6 +243,8 @@ def _see(prompts: Sequence[Prompt], model: FastVLM, known: Features | None = Non
             features |= zip(batch, encoded, strict=True)
             if known is not None:
                 known.put(batch, encoded)
+    if known is not None:
+        features |= {picture: features[first[picture.key]] for picture in shown}
     return _Seen(features, time.perf_counter() - began, projector_s)
 
 

@@ -72,7 +72,7 @@ class Terminal:
         """Type a line once there is a prompt; return what the screen shows until the next."""
         self.prompt()
         self.type(line + "\r")
-        self.see(re.escape(line[-8:]) + "\r\n")  # the line itself, echoed
+        self.see(re.escape(line[-8:]) + r"[^\n]*\n")  # the line itself, echoed
         shown = self.prompt()
         self._unread = "> "
         return shown

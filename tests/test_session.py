@@ -180,6 +180,16 @@ def test_a_picture_is_encoded_once_for_all_sessions_that_share_features(
     assert (features.misses, features.hits, len(features)) == (1, 3, 1)
 
 
+def test_one_content_shown_twice_in_a_question_is_encoded_once(
+    vlm: VLM, pictures: list[Picture], encoded: list[int]
+) -> None:
+    again = Picture(mx.array(np.array(pictures[0].pixels)))
+    session, shown = Session(vlm), [pictures[0], pictures[1], again]
+    answer = session.generate(FIRST, shown, max_tokens=TOKENS)
+    assert encoded == [2]
+    assert answer.ids == vlm.generate(vlm.prompt(FIRST, shown), max_tokens=TOKENS).ids
+
+
 def test_the_same_picture_read_at_another_size_is_another(vlm: VLM, encoded: list[int]) -> None:
     array = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     session = Session(vlm)
