@@ -27,14 +27,15 @@ def dropped(line: str) -> tuple[list[Path], str]:
 
 
 def _first(text: str) -> tuple[Path, str] | None:
-    lexer = shlex.shlex(io.StringIO(text), posix=True, punctuation_chars=False)
+    typed = io.StringIO(text)
+    lexer = shlex.shlex(typed, posix=True)
     lexer.whitespace_split, lexer.commenters = True, ""
     try:
         word = lexer.get_token()
     except ValueError:  # an apostrophe
         word = None
     if word and (path := _file(word)):
-        return path, text[lexer.instream.tell() :].strip()
+        return path, text[typed.tell() :].strip()
     ends = [place for place, character in enumerate(text) if character == " "]
     for end in (len(text), *reversed(ends)):  # the longest first
         if path := _file(text[:end]):
