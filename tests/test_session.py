@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from fastvlm_mlx import (
     generate,
     tensorfile,
 )
+from fastvlm_mlx.models.cache import KVCache
 from fastvlm_mlx.models.vision import FastViTHD
 from fastvlm_mlx.prompt import Text, positions
 
@@ -128,22 +131,19 @@ def test_chunked_reading_goes_on_in_the_middle(
 
 
 def test_an_answer_that_ends_by_a_stop_token_goes_on_as_one_that_was_cut(
-    vlm: VLM, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+    vlm: VLM, pictures: list[Picture]
 ) -> None:
     session = Session(vlm)
     whole = vlm.generate(session.prompt(FIRST, pictures[:1]), max_tokens=TOKENS).ids
     stop = next(id for place, id in enumerate(whole) if place > 2 and id not in whole[:place])
-    stopping = Session(VLM_with_stop(vlm, stop))
+    stopping = Session(stopping_at(vlm, stop))
     answer = asked(stopping, FIRST, pictures[:1])
     assert answer.reason == "stop"
     assert answer.ids == tuple(itertools.takewhile(lambda id: id != stop, whole))
     asked(stopping, SECOND)
 
 
-def VLM_with_stop(vlm: VLM, stop: int) -> VLM:
-    import copy
-    import dataclasses
-
+def stopping_at(vlm: VLM, stop: int) -> VLM:
     other = copy.copy(vlm)
     other.config = dataclasses.replace(vlm.config, eos_token_ids=(stop,))
     return other
@@ -305,8 +305,6 @@ def test_an_interrupt_anywhere_in_the_decoder_leaves_a_session_that_goes_on(
     vlm: VLM, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     """Layers of one step then hold different lengths."""
-    from fastvlm_mlx.models.cache import KVCache
-
     session = Session(vlm)
     asked(session, FIRST, pictures[:1])
     extend, calls = KVCache.extend, itertools.count(1)
