@@ -13,6 +13,7 @@ import typer
 from . import __version__, tell
 from .errors import FastVLMError
 from .verbs.bench import bench
+from .verbs.chat import chat
 from .verbs.convert import convert
 from .verbs.doctor import doctor
 from .verbs.evaluate import evaluate
@@ -47,6 +48,7 @@ def root(
 
 _VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
+    "chat": chat,
     "convert": convert,
     "doctor": doctor,
     "export": export,
@@ -56,7 +58,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "scenes": scenes,
     "models": models,
 }
-_ALONE = ("bench", "models")  # of use without arguments
+_ALONE = ("bench", "chat", "models")  # of use without arguments
 for name, verb in _VERBS.items():
     app.command(name, no_args_is_help=name not in _ALONE)(verb)
 

@@ -99,11 +99,22 @@ class VLM:
         prompt holds. `reference` reads pictures exactly as the PyTorch reference does (no rotation by
         EXIF, transparency dropped).
         """
+        rendered = render(text, len(images), system)
+        pictures = [self.picture(source, image_size, image_mode, reference=reference) for source in images]
+        return assemble(rendered, pictures, self.tokenizer.encode)
+
+    def picture(
+        self,
+        source: Image,
+        image_size: int | None = None,
+        image_mode: str | None = None,
+        *,
+        reference: bool = False,
+    ) -> Picture:
+        """A picture ready to be put into prompts, read as `prompt` reads it."""
         size = self.config.image.size if image_size is None else image_size
         mode = self.config.image.mode if image_mode is None else image_mode
-        rendered = render(text, len(images), system)
-        pictures = [_picture(source, size, mode, reference) for source in images]
-        return assemble(rendered, pictures, self.tokenizer.encode)
+        return _picture(source, size, mode, reference)
 
     def logits(self, prompt: Prompt) -> mx.array:
         """(positions, vocabulary), padded rows of the vocabulary included"""
