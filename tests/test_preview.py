@@ -32,7 +32,7 @@ def test_kitty_gets_a_picture_in_pieces() -> None:
     picture = Image.fromarray(noise(900, 1200))
     shown = inline(picture, {"TERM": "xterm-kitty"})
     assert shown is not None
-    pieces = re.findall(r"\x1b_G(.*?)m=([01]);(.*?)\x1b\\\\", shown)
+    pieces = re.findall(r"\x1b_G([^;]*?)m=([01]);([^\x1b]*)\x1b\\", shown)
     assert "".join(f"\x1b_G{keys}m={more};{data}\x1b\\" for keys, more, data in pieces) == shown
     assert [more for _, more, _ in pieces] == ["1"] * (len(pieces) - 1) + ["0"]
     assert [keys for keys, _, _ in pieces[1:]] == [""] * (len(pieces) - 1)
