@@ -97,6 +97,7 @@ def test_evaluation_happens_only_where_it_is_expected() -> None:
         "tensorfile",
         "saved",
         "train.trainer",
+        "train.state",
         "bench.untrained",
         "bench.peer",
     }
