@@ -14,7 +14,7 @@ help:
 	@echo "make demo       three pictures, three questions, three answers; then a conversion"
 	@echo "make test       lint, type-check and test"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make bench      speed against mlx-vlm, conversion memory at full size (35 GB of disk)"
+	@echo "make bench      times, other encoders, mlx-vlm, Core ML, conversion (35 GB of disk): writes docs/benchmarks.md"
 	@echo "make clean      remove what the above made"
 
 $(VENV)/installed: pyproject.toml
@@ -59,8 +59,7 @@ types: $(VENV)/tested
 
 bench: $(VENV)/tested
 	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/against_mlx_vlm.py --sizes 256 512 1024
-	$(BIN)/python benchmarks/convert_memory.py 0.5b 7b
+	$(BIN)/python benchmarks/write.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

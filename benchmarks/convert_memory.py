@@ -1,4 +1,4 @@
-"""Peak memory and time of converting a full-size checkpoint: `python benchmarks/convert_memory.py 7b`."""
+"""Peak memory and time of converting full-size checkpoints: `python benchmarks/convert_memory.py 7b`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from pathlib import Path
 import synthetic
 
 LIMIT_GIB = 3.0
-WAYS = (("as stored", ()), ("4 bit", ("-q",)), ("float16", ("--dtype", "float16")))
+WAYS = (
+    ("as stored", ("convert",)),
+    ("4 bit", ("convert", "-q")),
+    ("float16", ("convert", "--dtype", "float16")),
+    ("for Swift, float16", ("export",)),
+    ("for Swift, 4 bit", ("export", "--bits", "4")),
+)
 
 
-def measure(source: Path, destination: Path, options: tuple[str, ...]) -> tuple[float, float, int]:
+def measure(source: Path, destination: Path, verb: tuple[str, ...]) -> tuple[float, float, int]:
     """Seconds, peak resident GiB and bytes written of one conversion in a process of its own."""
-    command = [sys.executable, "-m", "fastvlm_mlx", "convert", str(source), "-o", str(destination), *options]
+    command = [sys.executable, "-m", "fastvlm_mlx", *verb, str(source), "-o", str(destination)]
     began = time.perf_counter()
     child = os.posix_spawn(sys.executable, command, os.environ)
     _, status, usage = os.wait4(child, 0)
@@ -44,8 +50,8 @@ def main() -> None:
         for name in names:
             source, destination = Path(folder) / name, Path(folder) / "out"
             total = synthetic.write(source, name)
-            for what, options in WAYS:
-                seconds, peak, written = measure(source, destination, options)
+            for what, verb in WAYS:
+                seconds, peak, written = measure(source, destination, verb)
                 worst = max(worst, peak)
                 sizes = f"{total / 1e9:.2f} | {written / 1e9:.2f}"
                 print(f"| {name} | {what} | {sizes} | {seconds:.0f} | {peak:.2f} |", flush=True)

@@ -8,19 +8,20 @@ any good.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from .. import checkpoint
 from ..config import from_json
 from ..errors import CheckpointError, FastVLMError
-from . import foreign
+from . import export_check, foreign
 from .inspection import (
     AGAIN,
     Finding,
     Level,
+    Report,
     Seen,
     facts,
     listed,
@@ -43,18 +44,6 @@ FLOAT16_MAX = 65504.0
 Said = Iterator[tuple[Level, str, str]]  # what a check yields: level, what, repair
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    directory: Path
-    layout: str | None
-    facts: dict[str, str]
-    findings: tuple[Finding, ...]
-
-    @property
-    def healthy(self) -> bool:
-        return not any(finding.level == "problem" for finding in self.findings)
-
-
 def examine(
     directory: Path,
     *,
@@ -72,6 +61,7 @@ def examine(
             seen.attempt(subject, _judge, seen, subject, fine, check)
     if not seen.has_problem():
         seen.attempt("loading", _load, seen)
+    _apps(seen)
     order = [row[0] for row in CHECKS]
     findings = sorted(
         seen.findings, key=lambda one: order.index(one.subject) if one.subject in order else len(order)
@@ -83,6 +73,23 @@ def _judge(seen: Seen, subject: str, fine: str, check: Callable[[Seen], Said]) -
     seen.findings += [Finding(level, subject, what, repair) for level, what, repair in check(seen)]
     if not any(finding.subject == subject for finding in seen.findings):
         seen.findings.append(Finding("ok", subject, fine, ""))
+
+
+def _apps(seen: Seen) -> None:
+    """Of the layouts that apps read: would they? What they want is a note, since we do without."""
+    readers = ((MLX_VLM, "mlx-swift-lm"), (APPLE_APP, "Apple's app"))
+    reader = next((name for layout, name in readers if layout is seen.layout), None)
+    if reader is None or seen.has_problem("weights"):
+        return
+    report = export_check.judge(dataclasses.replace(seen, findings=[]))
+    wanting = [one for one in report.findings if one.level == "problem"]
+    if wanting:
+        more = f" ({len(wanting) - 1} more such)" if len(wanting) > 1 else ""
+        what = f"{reader} would not load it: {wanting[0].what}{more}"
+        repair = f"`fastvlm-mlx export --check {seen.directory}` lists all with their repairs"
+        seen.findings.append(Finding("note", "apps", what, repair))
+    else:
+        seen.findings.append(Finding("ok", "apps", f"as {reader} requires", ""))
 
 
 def _load(seen: Seen) -> None:

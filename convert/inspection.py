@@ -50,6 +50,18 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    directory: Path
+    layout: str | None
+    facts: dict[str, str]
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        return not any(finding.level == "problem" for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
 class Values:
     finite: bool
     peak: float

@@ -115,8 +115,8 @@ def of_run(weights: Mapping[str, mx.array], config: ModelConfig, where: Path) ->
             if index:
                 times = width // dims[index - 1]
                 weight, bias = (run[f"{step}.depthwise.{part}"] for part in ("weight", "bias"))
-                put(f"{step}.depthwise", _interleaved(weight, times), _interleaved(bias, times))
-                columns = _interleaved(run[f"{step}.pointwise.weight"].T, times).T
+                put(f"{step}.depthwise", interleaved(weight, times), interleaved(bias, times))
+                columns = interleaved(run[f"{step}.pointwise.weight"].T, times).T
                 put(f"{step}.pointwise", _one_by_one(columns), run[f"{step}.pointwise.bias"])
             if attends:
                 whole(f"{stage}.position")
@@ -132,7 +132,7 @@ def of_run(weights: Mapping[str, mx.array], config: ModelConfig, where: Path) ->
             matrix(f"{block}.ffn.fc1")
             matrix(f"{block}.ffn.fc2")
     weight, bias = (run[f"vision.expand.depthwise.{part}"] for part in ("weight", "bias"))
-    put("vision.expand.depthwise", _interleaved(weight, 2), _interleaved(bias, 2))
+    put("vision.expand.depthwise", interleaved(weight, 2), interleaved(bias, 2))
     matrix("vision.expand.squeeze")
     matrix("vision.expand.excite")
     done |= _dense(RawWeights(dict(weights)), config.quantization, "projector.")
@@ -180,7 +180,7 @@ def _one_by_one(matrix: mx.array) -> mx.array:
     return matrix.flatten(1)[:, None, None, :]
 
 
-def _interleaved(array: mx.array, times: int) -> mx.array:
+def interleaved(array: mx.array, times: int) -> mx.array:
     """Rows 0, m, 2m… first, back in their order."""
     return mx.unflatten(array, 0, (times, -1)).swapaxes(0, 1).flatten(0, 1)
 

@@ -1,4 +1,4 @@
-"""`export --check`: will mlx-swift-lm and mlx-vlm load a directory, and if not, what is the repair?
+"""Will mlx-swift-lm and mlx-vlm load a directory, and if not, what is the repair?
 
 Headers and neighbouring files alone are read. Sizes are checked by translating the directory as `load` does.
 """
@@ -6,23 +6,18 @@ Headers and neighbouring files alone are read. Sizes are checked by translating 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from .. import tensorfile
-from ..errors import CheckpointError
 from . import swift_memory
-from .doctor import Report
-from .inspection import FLOATS, Finding, Level, Seen, listed, look, optional
+from .inspection import FLOATS, Finding, Level, Report, Seen, listed, optional
 from .layouts import MLX_VLM
 from .swift_files import CHAT_TEMPLATE
-from .swift_needs import CONFIG, FILES, KEYS, TENSORS, TOKENIZER
+from .swift_needs import CONFIG, FILES, KEYS, TENSORS, TOKENIZER, Key
 from .translate import translate
-
-__all__ = ["Report", "check"]
 
 AGAIN = "export the checkpoint again with `fastvlm-mlx export --target swift`"
 TEMPLATE = "chat_template.jinja"
@@ -31,21 +26,18 @@ BITS, GROUP_SIZE = (4, 8), 64
 Said = Iterator[tuple[Level, str, str]]  # level, what, repair
 
 
-def check(directory: Path) -> Report:
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: not a directory; give an exported directory")
-    seen = look(directory)
-    if not seen.has_problem("weights") and not seen.has_problem("layout"):
-        for subject, fine, judge in CHECKS:
-            seen.attempt(subject, _judge, seen, subject, fine, judge)
-        if not seen.has_problem():
-            seen.attempt("sizes", translate, directory)
+def judge(seen: Seen) -> Report:
+    """Adds to what `inspection.look` found."""
+    for subject, fine, check in CHECKS:
+        seen.attempt(subject, judged, seen, subject, fine, check)
+    if not seen.has_problem():
+        seen.attempt("sizes", translate, seen.directory)
     facts = swift_memory.facts(seen) if not seen.has_problem() else {}
-    return Report(directory, seen.layout.name if seen.layout else None, facts, tuple(seen.findings))
+    return Report(seen.directory, seen.layout.name if seen.layout else None, facts, tuple(seen.findings))
 
 
-def _judge(seen: Seen, subject: str, fine: str, judge: Callable[[Seen], Said]) -> None:
-    said = [Finding(level, subject, what, repair) for level, what, repair in judge(seen)]
+def judged(seen: Seen, subject: str, fine: str, check: Callable[[Seen], Said]) -> None:
+    said = [Finding(level, subject, what, repair) for level, what, repair in check(seen)]
     seen.findings += said or [Finding("ok", subject, fine, "")]
 
 
@@ -53,10 +45,14 @@ def _files(seen: Seen) -> Said:
     for name in FILES:
         if not seen.file(name).is_file():
             yield "problem", f"{name} is not there", AGAIN
+    yield from strays(seen)
+
+
+def strays(seen: Seen) -> Said:
     kept = set(seen.files)
-    strays = sorted(path for path in seen.directory.rglob("*.safetensors") if path not in kept)
-    if strays:
-        names = ", ".join(seen.name(path) for path in strays)
+    others = sorted(path for path in seen.directory.rglob("*.safetensors") if path not in kept)
+    if others:
+        names = ", ".join(seen.name(path) for path in others)
         what = f"{names}: mlx-swift-lm loads every *.safetensors it finds, "
         yield "problem", what + "in subfolders too", "move them out"
     for path in seen.files:
@@ -66,9 +62,13 @@ def _files(seen: Seen) -> Said:
 
 
 def _keys(seen: Seen) -> Said:
-    bodies = {name: optional(seen.file(name)) for name in FILES if seen.file(name).is_file()}
+    yield from wrong_keys(seen, FILES, KEYS, "mlx-swift-lm")
+
+
+def wrong_keys(seen: Seen, files: Sequence[str], keys: Sequence[Key], reader: str) -> Said:
+    bodies = {name: optional(seen.file(name)) for name in files if seen.file(name).is_file()}
     gone: set[tuple[str, str]] = set()
-    for file, key, rule in KEYS:
+    for file, key, rule in keys:
         if file not in bodies:
             continue  # told already
         section, _, last = key.rpartition(".")
@@ -78,7 +78,7 @@ def _keys(seen: Seen) -> Said:
                 gone.add((file, section))
                 yield (
                     "problem",
-                    f"{section} is missing or empty in {file}; mlx-swift-lm reads all of it",
+                    f"{section} is missing or empty in {file}; {reader} reads all of it",
                     AGAIN,
                 )
         elif not rule.holds(body.get(last)):
@@ -134,7 +134,7 @@ def _names(seen: Seen) -> Said:
         yield "problem", f"tie_word_embeddings is {said}", f"set it to {str(not head).lower()} in {CONFIG}"
 
 
-def _types(seen: Seen) -> Said:
+def types(seen: Seen) -> Said:
     packed = {name.removesuffix(".scales") for name in seen.stored if name.endswith(".scales")}
     floats, odd = set(), []
     for name, info in seen.stored.items():
@@ -150,7 +150,7 @@ def _types(seen: Seen) -> Said:
         yield "note", f"floats of several types: {', '.join(sorted(floats))}", "export again to have one"
 
 
-def _packing(seen: Seen) -> Said:
+def packing(seen: Seen) -> Said:
     packed = {name.removesuffix(".scales") for name in seen.stored if name.endswith(".scales")}
     said = (seen.config or {}).get("quantization")
     if not packed:
@@ -190,6 +190,6 @@ CHECKS: tuple[tuple[str, str, Callable[[Seen], Said]], ...] = (
     ("chat template", "serves text and lists of parts alike", _template),
     ("tokens", "answers end with <|im_end|>", _tokens),
     ("tensors", "every name and kind of shape as required", _names),
-    ("types", "one type of floats", _types),
-    ("quantization", "as both can read it", _packing),
+    ("types", "one type of floats", types),
+    ("quantization", "as both can read it", packing),
 )

@@ -7,6 +7,7 @@ from typing import Any
 from ..config import STRIDE, ModelConfig, Quantization
 from ..prompt import DEFAULT_SYSTEM
 from ..tokenizer import Tokenizer
+from . import llava
 
 IMAGE_INDEX = -200  # mlx-vlm silently drops the picture where it is not negative
 PROCESSOR = "FastVLMProcessor"
@@ -32,48 +33,22 @@ CHAT_TEMPLATE = (
 def config(
     model: ModelConfig, eos_token: int, projection: int, packing: Quantization | None
 ) -> dict[str, Any]:
-    text = model.text
-    body: dict[str, Any] = {
-        "architectures": ["LlavaQwen2ForCausalLM"],
-        "model_type": "llava_qwen2",
-        "hidden_act": "silu",
-        "hidden_size": text.hidden_size,
-        "intermediate_size": text.intermediate_size,
-        "num_hidden_layers": text.layers,
-        "num_attention_heads": text.heads,
-        "num_key_value_heads": text.kv_heads,
-        "vocab_size": text.vocab_size,
-        "tie_word_embeddings": text.tied,
-        "rope_theta": text.rope_theta,
-        "rms_norm_eps": text.norm_eps,
-        "max_position_embeddings": text.context,
-        "tokenizer_model_max_length": text.context,
-        "tokenizer_padding_side": "right",
-        "eos_token_id": eos_token,
-        "image_token_index": IMAGE_INDEX,
-        "image_aspect_ratio": model.image.mode,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": model.vision.feature_dim,
-        "mm_vision_tower": f"mobileclip_l_{model.image.size}",
-        "vision_config": vision_config(model, projection),
-    }
+    body = llava.config(model, eos_token)
+    body["image_token_index"] = IMAGE_INDEX
+    body["vision_config"] |= _vision_config(model, projection)
     if packing:
         how = {"group_size": packing.group_size, "bits": packing.bits}
         body |= {"quantization": how, "quantization_config": how}
     return body
 
 
-def vision_config(model: ModelConfig, projection: int) -> dict[str, Any]:
+def _vision_config(model: ModelConfig, projection: int) -> dict[str, Any]:
+    """What mlx-swift-lm reads besides."""
     vision = model.vision
     stages = range(len(vision.dims))
-    attends = [stage >= vision.attention_from for stage in stages]
     return {
         "model_type": "llava_qwen2",
-        "layers": list(vision.layers),
-        "embed_dims": list(vision.dims),
-        "mlp_ratios": [vision.mlp_ratio for _ in stages],
-        "token_mixers": ["attention" if attention else "repmixer" for attention in attends],
-        "pos_embs_shapes": [[7, 7] if attention else None for attention in attends],
+        "pos_embs_shapes": [[7, 7] if stage >= vision.attention_from else None for stage in stages],
         "downsamples": [True for _ in stages],
         "down_patch_size": 7,
         "down_stride": 2,
@@ -84,15 +59,13 @@ def vision_config(model: ModelConfig, projection: int) -> dict[str, Any]:
         "hidden_size": 1024,
         "intermediate_size": vision.feature_dim,
         "projection_dim": projection,
-        "image_size": model.image.size,
         "patch_size": STRIDE,
     }
 
 
-def preprocessor(model: ModelConfig) -> dict[str, Any]:
-    size = model.image.size
+def preprocessor(size: int, processor: str = PROCESSOR) -> dict[str, Any]:
     return {
-        "processor_class": PROCESSOR,
+        "processor_class": processor,
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": size, "width": size},
         "size": {"shortest_edge": size},
@@ -108,10 +81,12 @@ def preprocessor(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer, model: ModelConfig, eos_token: str) -> dict[str, Any]:
+def tokenizer_config(
+    tokenizer: Tokenizer, model: ModelConfig, eos_token: str, processor: str = PROCESSOR
+) -> dict[str, Any]:
     return {
         "tokenizer_class": "Qwen2Tokenizer",
-        "processor_class": PROCESSOR,
+        "processor_class": processor,
         "clean_up_tokenization_spaces": False,
         "eos_token": eos_token,
         "pad_token": "<|endoftext|>" if tokenizer.id_of("<|endoftext|>") is not None else eos_token,

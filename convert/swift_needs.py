@@ -1,4 +1,4 @@
-"""What mlx-swift-lm and mlx-vlm need of a directory, as data: one row per key and one per kind of tensor.
+"""What programs need of an export, as data: one row per key and one per kind of tensor.
 
 Read off their decoders. Swift's is strict: a key of another type, a tensor too many or too few is an error;
 mlx-vlm takes more, and silently does something else.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..atomic import TOWER_PACKAGE
 from ..config import STAGES
 from .layouts import MLX_VLM
 from .swift_files import PROCESSOR
@@ -53,8 +54,9 @@ SHAPES = Rule(
 CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer_config.json"
 FILES = (CONFIG, PREPROCESSOR, TOKENIZER, "tokenizer.json")
 
-# (file, key, what belongs there)
-KEYS: tuple[tuple[str, str, Rule], ...] = (
+Key = tuple[str, str, Rule]  # file, key, what belongs there
+
+_DECODER: tuple[Key, ...] = (
     (CONFIG, "model_type", MODEL_TYPE),
     *(
         (CONFIG, key, WHOLE)
@@ -68,6 +70,21 @@ KEYS: tuple[tuple[str, str, Rule], ...] = (
     (CONFIG, "rope_theta", NUMBER),
     (CONFIG, "rope_scaling", PLAIN_ROPE),
     (CONFIG, "tie_word_embeddings", FLAG),
+)
+_PICTURES: tuple[Key, ...] = (
+    (PREPROCESSOR, "image_mean", exactly([0.0, 0.0, 0.0])),
+    (PREPROCESSOR, "image_std", exactly([1.0, 1.0, 1.0])),
+    (PREPROCESSOR, "crop_size.height", WHOLE),
+    (PREPROCESSOR, "crop_size.width", WHOLE),
+    (PREPROCESSOR, "size.shortest_edge", WHOLE),
+    (TOKENIZER, "tokenizer_class", exactly("Qwen2Tokenizer")),
+    (TOKENIZER, "clean_up_tokenization_spaces", exactly(False)),
+    (TOKENIZER, "eos_token", TEXT),
+)
+
+# mlx-swift-lm and mlx-vlm
+KEYS: tuple[Key, ...] = (
+    *_DECODER,
     (CONFIG, "eos_token_id", ONE_ID),
     (CONFIG, "image_token_index", NEGATIVE),
     (CONFIG, "mm_projector_type", exactly("mlp2x_gelu")),
@@ -89,14 +106,17 @@ KEYS: tuple[tuple[str, str, Rule], ...] = (
     (CONFIG, "vision_config.cls_ratio", NUMBER),
     (CONFIG, "vision_config.layer_scale_init_value", NUMBER),
     (PREPROCESSOR, "processor_class", exactly(PROCESSOR)),
-    (PREPROCESSOR, "image_mean", exactly([0.0, 0.0, 0.0])),
-    (PREPROCESSOR, "image_std", exactly([1.0, 1.0, 1.0])),
-    (PREPROCESSOR, "crop_size.height", WHOLE),
-    (PREPROCESSOR, "crop_size.width", WHOLE),
-    (PREPROCESSOR, "size.shortest_edge", WHOLE),
-    (TOKENIZER, "tokenizer_class", exactly("Qwen2Tokenizer")),
-    (TOKENIZER, "clean_up_tokenization_spaces", exactly(False)),
-    (TOKENIZER, "eos_token", TEXT),
+    *_PICTURES,
+)
+
+# Apple's FastVLM app
+APP_FILES = (*FILES, TOWER_PACKAGE)
+APP_KEYS: tuple[Key, ...] = (
+    *_DECODER,
+    (CONFIG, "mm_hidden_size", WHOLE),
+    (CONFIG, "image_token_index", WHOLE),
+    (PREPROCESSOR, "processor_class", exactly("LlavaProcessor")),
+    *_PICTURES,
 )
 
 Shape = tuple[int | None, ...]  # None: any size

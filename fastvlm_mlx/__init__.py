@@ -27,8 +27,10 @@ if TYPE_CHECKING:
         PromptError,
     )
     from .generate import Answer, Event, Finished, Prefilled, Token
+    from .memory import Features
     from .prompt import Picture, Prompt, Text
     from .sampling import Sampling
+    from .session import Session
     from .vlm import VLM, load
 
 # Resolved on first use, so that `fastvlm-mlx --help` need not load MLX.
@@ -38,8 +40,10 @@ _HOMES = {
         *("HubError", "ImageError", "PromptError"),
     ),
     "generate": ("Answer", "Event", "Finished", "Prefilled", "Token"),
+    "memory": ("Features",),
     "prompt": ("Picture", "Prompt", "Text"),
     "sampling": ("Sampling",),
+    "session": ("Session",),
     "vlm": ("VLM", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -52,6 +56,7 @@ __all__ = [
     "DataError",
     "Event",
     "FastVLMError",
+    "Features",
     "Finished",
     "HubError",
     "ImageError",
@@ -60,6 +65,7 @@ __all__ = [
     "Prompt",
     "PromptError",
     "Sampling",
+    "Session",
     "Text",
     "Token",
     "load",

@@ -12,7 +12,9 @@ from pathlib import Path
 from .errors import CheckpointError, DataError
 
 ADAPTER_CONFIG = "adapter_config.json"
-_OURS = ("config.json", ADAPTER_CONFIG)  # a directory without either is not ours to replace
+TOWER_PACKAGE = "fastvithd.mlpackage"  # Xcode names the class of an app after it
+# A directory without any of them is not ours to replace.
+_OURS = ("config.json", ADAPTER_CONFIG, TOWER_PACKAGE)
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
@@ -56,15 +58,14 @@ def new_directory(destination: Path, *, overwrite: bool = False, needs_bytes: in
         _settle(hidden.with_suffix(_REPLACED), destination)  # again, in case ctrl-C came during the first
 
 
-def write_file(destination: Path, text: str) -> None:
-    """Replace a file of results."""
+@contextmanager
+def new_file(destination: Path) -> Iterator[Path]:
+    """Yield a hidden sibling to write; once the block ends well, it takes the destination's place."""
     require_writable(destination)
     hidden = destination.with_name(f".{destination.name}.{os.getpid()}{_PARTIAL}")
     try:
-        with hidden.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield hidden
+        _sync(hidden)
         hidden.replace(destination)
     except OSError as error:
         raise DataError(
@@ -72,6 +73,12 @@ def write_file(destination: Path, text: str) -> None:
         ) from None
     finally:
         hidden.unlink(missing_ok=True)
+
+
+def write_file(destination: Path, content: str | bytes) -> None:
+    """Replace a file of results."""
+    with new_file(destination) as hidden:
+        hidden.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def require_writable(destination: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NewType
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from . import lora, tensorfile
@@ -146,7 +147,7 @@ def check(config: ModelConfig, weights: Mapping[str, mx.array], where: Path) -> 
             )
 
 
-def parameters(model: FastVLM) -> dict[str, mx.array]:
+def parameters(model: nn.Module) -> dict[str, mx.array]:
     flat: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     return dict(flat)
 

@@ -13,11 +13,13 @@ import typer
 from . import __version__, tell
 from .errors import FastVLMError
 from .verbs.bench import bench
+from .verbs.chat import chat
 from .verbs.convert import convert
 from .verbs.doctor import doctor
 from .verbs.evaluate import evaluate
 from .verbs.export import export
 from .verbs.generate import generate
+from .verbs.models import models
 from .verbs.options import MODEL_VARIABLE as MODEL_VARIABLE
 from .verbs.scenes import scenes
 from .verbs.train import train
@@ -46,6 +48,7 @@ def root(
 
 _VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
+    "chat": chat,
     "convert": convert,
     "doctor": doctor,
     "export": export,
@@ -53,9 +56,11 @@ _VERBS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "train": train,
     "scenes": scenes,
+    "models": models,
 }
+_ALONE = ("bench", "chat", "models")  # of use without arguments
 for name, verb in _VERBS.items():
-    app.command(name, no_args_is_help=name != "bench")(verb)  # which by itself times the 0.5B's sizes
+    app.command(name, no_args_is_help=name not in _ALONE)(verb)
 
 
 def main() -> NoReturn:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import mlx.core as mx
 
 from .errors import PromptError
+from .memory import Features, Prefix
+from .models.cache import KVCache
 from .models.fastvlm import FastVLM
 from .prompt import Picture, Prompt, positions
 from .sampling import Sampler, Sampling
@@ -28,10 +30,11 @@ class Prefilled:
     image_tokens: int
     text_tokens: int
     projector_s: float = 0.0  # of vision_s
+    reused_tokens: int = 0  # known from before, beside those two
 
     @property
     def tokens(self) -> int:
-        return self.image_tokens + self.text_tokens
+        return self.image_tokens + self.text_tokens + self.reused_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +64,24 @@ def stream(
     context: int,
     max_tokens: int = 512,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    prefix: Prefix | None = None,
+    features: Features | None = None,
 ) -> Iterator[Event]:
-    """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end."""
-    told = streams(
-        model,
-        tokenizer,
-        [prompt],
-        stop_ids=stop_ids,
-        context=context,
-        max_tokens=max_tokens,
-        sampling=sampling,
-    )
-    for _, event in told:
-        yield event
+    """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end.
+
+    What `prefix` and the prompt begin with in common is not read again; afterwards `prefix` knows the prompt
+    and the answer as far as it came. Pictures that `features` knows are not encoded again.
+    """
+    _refuse_beyond(context, [prompt])
+    mx.reset_peak_memory()
+    room = _room(prompt, context, max_tokens)
+    reused, rest = (0, prompt) if prefix is None else prefix.resume(prompt)
+    caches = model.language.new_caches() if prefix is None else prefix.caches
+    seen = _see([rest], model, features)
+    for _, event in _side_by_side(model, tokenizer, [rest], seen, stop_ids, room, sampling, caches):
+        if prefix is not None and isinstance(event, Token):
+            prefix.said(event.id)
+        yield replace(event, reused_tokens=reused) if isinstance(event, Prefilled) else event
 
 
 def answers(
@@ -125,7 +133,8 @@ def streams(
     for indices in alike.values():
         group = [prompts[index] for index in indices]
         room = _room(group[0], context, max_tokens)
-        for row, event in _side_by_side(model, tokenizer, group, seen, stop_ids, room, sampling):
+        caches = model.language.new_caches()
+        for row, event in _side_by_side(model, tokenizer, group, seen, stop_ids, room, sampling, caches):
             yield indices[row], event
 
 
@@ -137,6 +146,7 @@ def _side_by_side(
     stop_ids: Collection[int],
     room: int,
     sampling: Sampling,
+    caches: list[KVCache],
 ) -> Iterator[tuple[int, Event]]:
     """The loop: what happens to which of the prompts, all of one length. Who has finished leaves the batch.
 
@@ -144,7 +154,6 @@ def _side_by_side(
     """
     began = time.perf_counter()
     samplers = [Sampler(sampling, tokenizer.size) for _ in prompts]
-    caches = model.language.new_caches()
 
     def next_tokens(rows: mx.array) -> mx.array:
         hidden = model.language(rows, caches)[:, -1]
@@ -206,13 +215,20 @@ class _Seen:
     projector_s: float
 
 
-def _see(prompts: Sequence[Prompt], model: FastVLM) -> _Seen:
-    """Every picture once; those of one size in batches."""
+def _see(prompts: Sequence[Prompt], model: FastVLM, known: Features | None = None) -> _Seen:
+    """Every picture once; those of one size in batches. With `known`, every content once."""
     began = time.perf_counter()
+    shown = [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
+    first: dict[object, Picture] = {}
+    for picture in shown:
+        first.setdefault(picture if known is None else picture.key, picture)
     of_size: dict[tuple[int, ...], list[Picture]] = {}
-    for picture in dict.fromkeys(part for prompt in prompts for part in prompt if isinstance(part, Picture)):
-        of_size.setdefault(picture.pixels.shape, []).append(picture)
     features: dict[Picture, mx.array] = {}
+    for picture in first.values():
+        if known is not None and (before := known.get(picture)) is not None:
+            features[picture] = before
+        else:
+            of_size.setdefault(picture.pixels.shape, []).append(picture)
     projector_s = 0.0
     for (_, height, width, _), pictures in of_size.items():
         count = max(1, PIXELS_AT_ONCE // (height * width))
@@ -225,6 +241,10 @@ def _see(prompts: Sequence[Prompt], model: FastVLM) -> _Seen:
             mx.eval(encoded)
             projector_s += time.perf_counter() - since
             features |= zip(batch, encoded, strict=True)
+            if known is not None:
+                known.put(batch, encoded)
+    if known is not None:
+        features |= {picture: features[first[picture.key]] for picture in shown}
     return _Seen(features, time.perf_counter() - began, projector_s)
 
 
@@ -254,6 +274,7 @@ class Answer:
     prefill_s: float
     decode_s: float
     peak_bytes: int
+    reused_tokens: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -282,5 +303,6 @@ def collect(events: Iterator[Event]) -> Answer:
                     prefill_s=prefilled.prefill_s,
                     decode_s=event.decode_s,
                     peak_bytes=event.peak_bytes,
+                    reused_tokens=prefilled.reused_tokens,
                 )
     raise ValueError("the stream ended before it finished")

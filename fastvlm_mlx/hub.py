@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import HubError
+from .errors import ConfigError, HubError
 
 ALIASES = {
     "0.5b": "apple/FastVLM-0.5B",
@@ -72,6 +72,36 @@ def _download(repo: str, revision: str | None) -> Path:
     raise HubError(f"{at}: {why}")
 
 
+def cached() -> dict[str, tuple[Path, int]]:
+    """Of every repository in the Hugging Face cache: its directory, and its bytes on disk."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    return {one.repo_id: (Path(one.repo_path), one.size_on_disk) for one in repos if one.repo_type == "model"}
+
+
+def check_upload(repo: str | None, *, private: bool, dry: bool = False) -> None:
+    """Say before any work what would keep an upload from being made."""
+    if repo is None:
+        if private or dry:
+            option = "--hub-private" if private else "--dry-run"
+            raise ConfigError(f"{option} speaks of an upload; pass --upload-repo as well")
+    elif not _HUB_ID.fullmatch(repo):
+        raise ConfigError(f"--upload-repo {repo}: not of the form owner/name")
+    elif not dry:
+        require_token(repo)
+
+
+def listing(directory: Path) -> list[tuple[str, int]]:
+    """What an upload would send: files by name, and their bytes."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [(path.relative_to(directory).as_posix(), path.stat().st_size) for path in files]
+
+
 def require_token(repo: str) -> None:
     """Say early that an upload would fail."""
     from huggingface_hub import get_token
@@ -81,7 +111,10 @@ def require_token(repo: str) -> None:
 
 
 def upload(directory: Path, repo: str, *, private: bool) -> str:
-    """Create the repository if need be and upload the directory; returns its address."""
+    """Create the repository if need be and upload the directory; returns its address.
+
+    What an interrupted upload has sent is not sent again by the next.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -91,4 +124,7 @@ def upload(directory: Path, repo: str, *, private: bool) -> str:
         return str(api.upload_folder(repo_id=repo, folder_path=directory))
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise HubError(f"{repo}: upload failed ({first[:160]}); the result is whole in {directory}") from None
+        raise HubError(
+            f"{repo}: upload failed ({first[:160]}); the result is whole in {directory}, and "
+            f"`hf upload {repo} {directory}` goes on with it"
+        ) from None

@@ -66,6 +66,18 @@ def preprocess(
     return pixels
 
 
+def as_bytes(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:
+    """Pixels that `preprocess` made, as the 8 bits that they came from; others have none."""
+    whole = np.rint(np.clip(pixels, 0, 1) * np.float32(255)).astype(np.uint8)
+    return whole if np.array_equal(_UNIT[whole], pixels) else None
+
+
+def as_floats(whole: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """The other way."""
+    pixels: npt.NDArray[np.float32] = _UNIT[whole]
+    return pixels
+
+
 def check_options(size: int, mode: str) -> None:
     if mode not in MODES:
         raise ConfigError(f"unknown image mode {mode!r}; choose one of {', '.join(MODES)}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle, zip_longest
 
 import mlx.core as mx
+import numpy as np
 
 from .config import IMAGE_MARK, STRIDE
 from .errors import PromptError
@@ -23,9 +26,17 @@ class Text:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Picture:
     pixels: mx.array  # (1, H, W, 3) in [0, 1], sides multiples of 64
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same for the same pixels, so for one content prepared in one way."""
+        held = np.ascontiguousarray(np.array(self.pixels.astype(mx.float32), copy=False))
+        digest = hashlib.sha256(f"{held.shape} {self.pixels.dtype}".encode())
+        digest.update(held.data)
+        return digest.digest()
 
     @property
     def positions(self) -> int:
@@ -71,11 +82,9 @@ def dialogue(said: Sequence[str], pictures: int, system: str | None = None) -> l
             f"the prompt marks {marks} place(s) with {IMAGE_MARK} and {pictures} picture(s) were given; "
             "give one picture for each mark, or leave the marks out to put the pictures first"
         )
-    system = DEFAULT_SYSTEM if system is None else system
-    for holder, text in (("the system prompt", system), *(("an answer", text) for text in answered)):
-        if IMAGE_MARK in text:
-            raise PromptError(f"{holder} holds {IMAGE_MARK}; pictures go into the user's text")
-    before = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    if any(IMAGE_MARK in text for text in answered):
+        raise PromptError(f"an answer holds {IMAGE_MARK}; pictures go into the user's text")
+    before = opening(system)
     pieces: list[str] = []
     for question, answer in zip_longest(asked, answered):
         pieces.append(f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
@@ -83,6 +92,18 @@ def dialogue(said: Sequence[str], pictures: int, system: str | None = None) -> l
         if answer is not None:
             pieces.append(f"{answer}<|im_end|>")
     return pieces
+
+
+def opening(system: str | None = None) -> str:
+    """The system turn, which comes before all others.
+
+    >>> opening("Be brief.")
+    '<|im_start|>system\\nBe brief.<|im_end|>\\n'
+    """
+    system = DEFAULT_SYSTEM if system is None else system
+    if IMAGE_MARK in system:
+        raise PromptError(f"the system prompt holds {IMAGE_MARK}; pictures go into the user's text")
+    return f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
 
 
 def conversation(said: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,13 +51,28 @@ def as_dict(answer: Answer, model: str) -> dict[str, object]:
 
 def stats(answer: Answer) -> str:
     asked = answer.image_tokens + answer.text_tokens
+    known = f", {answer.reused_tokens} known before" if answer.reused_tokens else ""
     return (
         f"vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens\n"
-        f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text)\n"
+        f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text){known}\n"
         f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
         f"ended by {answer.reason}\n"
         f"memory   {answer.peak_bytes / 2**30:8.2f} GiB at most"
     )
+
+
+def upload(directory: Path, repo: str, *, private: bool, dry: bool) -> None:
+    """The address of what was uploaded; of a dry run, what would be."""
+    from . import hub
+
+    if not dry:
+        print_line(hub.upload(directory, repo, private=private))
+        return
+    files = hub.listing(directory)
+    for name, count in files:
+        print_line(f"{count / 1e6:12,.1f} MB  {name}")
+    total = sum(count for _, count in files)
+    say(f"{len(files)} files, {total / 1e6:,.1f} MB would go to {repo}{' (private)' if private else ''}")
 
 
 def report(done: Converted) -> None:

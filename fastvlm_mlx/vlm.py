@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from . import checkpoint, generate, hub, image, lora
+from . import checkpoint, generate, hub, image, lora, neural_engine
 from .checkpoint import Loaded
-from .config import STRIDE, ModelConfig, Quantization
+from .config import STRIDE, ImageConfig, ModelConfig, Quantization
 from .errors import ConfigError, ImageError
 from .generate import Answer, Event
 from .models.fastvlm import FastVLM
@@ -31,18 +32,31 @@ def load(
     *,
     revision: str | None = None,
     adapter: str | Path | None = None,
+    vision_package: str | Path | None = None,
 ) -> VLM:
     """Load a model by path, short name (`0.5b`) or hub id, whatever its layout.
 
     `dtype` None computes in the stored type on a GPU and in float32 on the CPU. `adapter` is a directory
-    that fine-tuning wrote.
+    that fine-tuning wrote. `vision_package`, on a Mac, is a Core ML package (`export --target coreml`) to
+    run the vision tower in.
     """
     if isinstance(dtype, str):
         if dtype not in checkpoint.DTYPES:
             raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(checkpoint.DTYPES)}")
         dtype = checkpoint.DTYPES[dtype]
     widened = None if adapter is None else lora.read(Path(adapter).expanduser())
-    return VLM(checkpoint.load(hub.resolve(name, revision), dtype, widened))
+    if vision_package is not None:
+        neural_engine.require()
+    loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened)
+    if vision_package is not None:
+        tower = neural_engine.load(Path(vision_package).expanduser(), loaded.dtype)
+        tower.check(loaded.config.vision)
+        loaded.model.vision = tower  # type: ignore[assignment]  # called as the other is
+        of_its_size = dataclasses.replace(
+            loaded.config, image=ImageConfig(tower.size, loaded.config.image.mode)
+        )
+        loaded = dataclasses.replace(loaded, config=of_its_size)
+    return VLM(loaded)
 
 
 class VLM:
@@ -85,11 +99,22 @@ class VLM:
         prompt holds. `reference` reads pictures exactly as the PyTorch reference does (no rotation by
         EXIF, transparency dropped).
         """
+        rendered = render(text, len(images), system)
+        pictures = [self.picture(source, image_size, image_mode, reference=reference) for source in images]
+        return assemble(rendered, pictures, self.tokenizer.encode)
+
+    def picture(
+        self,
+        source: Image,
+        image_size: int | None = None,
+        image_mode: str | None = None,
+        *,
+        reference: bool = False,
+    ) -> Picture:
+        """A picture ready to be put into prompts, read as `prompt` reads it."""
         size = self.config.image.size if image_size is None else image_size
         mode = self.config.image.mode if image_mode is None else image_mode
-        rendered = render(text, len(images), system)
-        pictures = [_picture(source, size, mode, reference) for source in images]
-        return assemble(rendered, pictures, self.tokenizer.encode)
+        return _picture(source, size, mode, reference)
 
     def logits(self, prompt: Prompt) -> mx.array:
         """(positions, vocabulary), padded rows of the vocabulary included"""

@@ -31,6 +31,13 @@ def test_compare(model: Path) -> None:
     assert run("compare.py", *arguments) == run("compare.py", *arguments)
 
 
+def test_talk(model: Path, tmp_path: Path) -> None:
+    lines = run("talk.py", model, PICTURES / "tall.png", tmp_path / "talk").split(" known]\n")
+    assert lines[0].endswith(", 0")
+    assert not lines[1].endswith(", 0")
+    assert (tmp_path / "talk").stat().st_size > 0
+
+
 def test_features(model: Path, tmp_path: Path) -> None:
     assert "tower (1, 4, 4, 256)" in run("features.py", model, PICTURES / "tall.png", tmp_path / "f.npz")
     assert np.load(tmp_path / "f.npz")["projected"].shape == (1, 16, 64)

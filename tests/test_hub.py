@@ -1,6 +1,8 @@
+import json
 from pathlib import Path
 
 import pytest
+from command import MODEL, Run
 
 from fastvlm_mlx import HubError, hub
 
@@ -56,3 +58,66 @@ def test_an_upload_without_a_token_is_refused_early(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_google_colab", lambda: None)
     with pytest.raises(HubError, match="needs a token"):
         hub.require_token("me/model")
+
+
+def test_models_lists_what_is_known_and_what_is_here(
+    offline: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(offline), raising=False)
+    assert run("models").out.count("not downloaded") == len(hub.ALIASES)
+    for repo in ("apple--FastVLM-0.5B", "me--my-FastVLM", "me--a-llama"):
+        folder = offline / f"models--{repo}"
+        (folder / "blobs").mkdir(parents=True)
+        (folder / "blobs" / "b").write_bytes(b"0" * 2_000_000)
+        snapshot = folder / "snapshots" / ("a" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").symlink_to(folder / "blobs" / "b")
+    done = run("models")
+    lines = done.out.splitlines()
+    assert (done.code, len(lines)) == (0, 4)
+    assert lines[0].split()[:4] == ["0.5b", "apple/FastVLM-0.5B", "2.0", "MB"]
+    assert "not downloaded" in lines[1]
+    assert lines[3].split()[0] == "me/my-FastVLM"
+    rows = [json.loads(line) for line in run("models", "--json").out.splitlines()]
+    assert [row["bytes"] for row in rows] == [2_000_000, 0, 0, 2_000_000]
+
+
+def test_a_dry_run_lists_files_and_sizes_and_asks_for_no_token(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run("export", MODEL, "-o", out, "--upload-repo", "me/mine", "--hub-private", "--dry-run")
+    assert done.code == 0
+    for path in out.iterdir():
+        assert f"MB  {path.name}" in done.out
+    assert "would go to me/mine (private)" in done.err
+
+
+def test_an_upload_sends_the_whole_directory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, object]] = []
+
+    class Api:
+        def create_repo(self, repo: str, **options: object) -> None:
+            asked.append({"repo": repo, **options})
+
+        def upload_folder(self, **options: object) -> str:
+            asked.append(options)
+            if len(asked) == 2:
+                raise OSError("the line went dead")
+            return "https://huggingface.co/me/mine"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    out = tmp_path / "out"
+    command = ("export", MODEL, "-o", out, "--overwrite", "--upload-repo", "me/mine", "--hub-private")
+    failed = run(*command)
+    assert failed.code == 1
+    assert f"hf upload me/mine {out}` goes on" in failed.err
+    done = run(*command)
+    assert done.out.endswith("https://huggingface.co/me/mine\n")
+    assert asked[2:] == [
+        {"repo": "me/mine", "private": True, "exist_ok": True},
+        {"repo_id": "me/mine", "folder_path": out},
+    ]

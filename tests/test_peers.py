@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import peers
 import pytest
-from checkpoints import PACKINGS, Config, Weights, golden, stored
+from checkpoints import LAYOUT_OF, PACKINGS, Config, Weights, golden, stored
 from mlx.utils import tree_flatten
 
 from fastvlm_mlx import VLM, Text, load
@@ -239,9 +239,21 @@ def test_logits_of_a_quantized_checkpoint_equal_mlx_vlms(
 # --- what we export for mlx-swift-lm and mlx-vlm ---
 
 
+NEW = 8  # tokens
+
+
+def their_greedy(model: Any, prompt: Any, size: int) -> list[int]:
+    """Token after token, everything before it read anew; rows beyond `size` are padding."""
+    said: list[int] = []
+    for _ in range(NEW):
+        asked = (*prompt, Text(tuple(said))) if said else prompt
+        said.append(int(their_logits(model, asked)[-1, :size].argmax().item()))
+    return said
+
+
 @pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("name", ["apple-train", "apple-train, converted", "hf-timm-unfused", "tied"])
-def test_an_export_gives_our_logits_in_mlx_vlm(
+@pytest.mark.parametrize("name", [*LAYOUT_OF, "apple-train, converted", "tied"])
+def test_an_export_gives_our_logits_and_tokens_in_mlx_vlm(
     name: str,
     bits: int | None,
     peer: Callable[[str], ModuleType],
@@ -264,3 +276,6 @@ def test_an_export_gives_our_logits_in_mlx_vlm(
     expected, found = ours.logits(prompt), their_logits(theirs, prompt)
     assert relative_error(found, expected) <= 5e-5
     assert mx.array_equal(found.argmax(-1), expected.argmax(-1))
+    answer = ours.generate(prompt, max_tokens=NEW)
+
+    assert their_greedy(theirs, prompt, ours.tokenizer.size)[: len(answer.ids)] == list(answer.ids)

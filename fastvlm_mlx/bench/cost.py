@@ -32,10 +32,6 @@ class Op:
     def weights(self) -> int:
         return self.matrix + self.vector
 
-    def times(self, batch: int) -> Op:
-        """Weights are read once for all."""
-        return replace(self, macs=self.macs * batch, moved=self.moved * batch, cached=self.cached * batch)
-
 
 @dataclass(frozen=True, slots=True)
 class Total:
@@ -218,6 +214,11 @@ def held(
         cache=cache_bytes(config.text, length, width),
         activations=widest * width,
     )
+
+
+def packed_as(config: ModelConfig) -> Quantization | None:
+    """The fewest bits that a matrix has: a bound must not be too high."""
+    return min(config.quantization.values(), key=lambda how: how.bits, default=None)
 
 
 def cache_bytes(config: TextConfig, positions: int, width: int) -> int:

@@ -12,10 +12,12 @@ from functools import cache
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from .. import generate, image
 from ..generate import Finished, Prefilled, Token
+from ..prompt import Picture, Prompt
 from ..vlm import VLM
 
 QUESTION = "Describe the image."
@@ -27,6 +29,7 @@ PARTS = ("read_s", "preprocess_s", "prompt_s", "vision_s", "projector_s", "prefi
 class Case:
     size: int
     batch: int
+    asks: bool = True  # False: the picture alone, as the paper counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def measure(vlm: VLM, picture: bytes, case: Case, tokens: int) -> Run:
     mode = vlm.config.image.mode
     pixels = [image.preprocess(one, case.size, mode) for one in opened]
     prepared = time.perf_counter()
-    prompts = [vlm.prompt(QUESTION, [one]) for one in pixels]
+    prompts = [_prompt(vlm, one, case.asks) for one in pixels]
     asked = time.perf_counter()
     seen: tuple[Prefilled, float] | None = None
     first: float | None = None
@@ -107,14 +110,22 @@ def measure(vlm: VLM, picture: bytes, case: Case, tokens: int) -> Run:
     )
 
 
-def interleaved(vlm: VLM, cases: Sequence[Case], runs: int, tokens: int) -> Iterator[tuple[Case, Run | None]]:
-    """Every case once unmeasured (None), then all of them in turn, `runs` times."""
+def _prompt(vlm: VLM, pixels: npt.NDArray[np.float32], asks: bool) -> Prompt:
+    prompt = vlm.prompt(QUESTION, [pixels])
+    return prompt if asks else tuple(part for part in prompt if isinstance(part, Picture))
+
+
+Turn = tuple[VLM, Case]
+
+
+def interleaved(turns: Sequence[Turn], runs: int, tokens: int) -> Iterator[tuple[int, Run | None]]:
+    """Which turn, and how it went: every one once unmeasured (None), then all of them `runs` times over."""
     encoded = picture()
     for number in range(runs + 1):
-        for case in cases:
+        for index, (vlm, case) in enumerate(turns):
             run = measure(vlm, encoded, case, tokens)
             mx.clear_cache()
-            yield case, run if number else None
+            yield index, run if number else None
 
 
 @cache

@@ -9,15 +9,21 @@ from dataclasses import asdict, dataclass
 
 from .machine import Machine
 from .measure import PARTS, TIMES, TOLERANCE, Case, Run
+from .table import Table, ms
+
+Cases = Mapping[Case, Sequence[Run]]
 
 _HEADS = (
     *("px", "batch", "picture + text tokens", "read", "preprocess", "prompt", "vision", "projector"),
     *("prefill", "first token", "TTFT ms", "± ms", "tokens/s", "peak GiB"),
 )
+_STOPPED = "Interrupted: not every run was made."
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Setting:
+    """What was measured, and on what."""
+
     machine: Machine
     model: str
     dtype: str
@@ -26,7 +32,6 @@ class Report:
     cold_start_s: float | None  # a fresh process: start, load, one token, end
     resident_bytes: int
     complete: bool  # False where it was interrupted
-    cases: Mapping[Case, Sequence[Run]]
 
 
 def median(runs: Sequence[Run], name: str) -> float:
@@ -44,8 +49,44 @@ def tokens_per_s(case: Case, runs: Sequence[Run]) -> float:
     return case.batch * (runs[0].tokens - 1) / median(runs, "decode_s")
 
 
-def as_json(report: Report) -> str:
-    cases = [
+def as_json(setting: Setting, sections: Mapping[str, object]) -> str:
+    return json.dumps(asdict(setting) | dict(sections), ensure_ascii=False, indent=2) + "\n"
+
+
+def as_text(setting: Setting, tables: Sequence[Table]) -> str:
+    return "\n\n".join(
+        ["\n".join(facts(setting)), *(table.as_text() for table in tables), *_stopped(setting)]
+    )
+
+
+def as_markdown(setting: Setting, tables: Sequence[Table]) -> str:
+    listed = "\n".join(f"- {fact}" for fact in facts(setting))
+    return "\n\n".join([listed, *(table.as_markdown() for table in tables), *_stopped(setting)]) + "\n"
+
+
+def _stopped(setting: Setting) -> list[str]:
+    return [] if setting.complete else [_STOPPED]
+
+
+def facts(setting: Setting) -> list[str]:
+    on = setting.machine
+    cores = f", {on.gpu_cores} GPU cores" if on.gpu_cores else ""
+    started = [
+        f"{what} {taken:.2f} s"
+        for what, taken in (("load", setting.load_s), ("cold start", setting.cold_start_s))
+        if taken is not None
+    ]
+    return [
+        f"{on.chip}{cores}, {on.memory_bytes / 2**30:.0f} GiB, {on.os}, MLX {on.mlx} on the {on.device}, "
+        f"fastvlm-mlx {on.fastvlm_mlx}",
+        f"{setting.model}, {setting.dtype}, quantization {setting.quantization}",
+        ", ".join([*started, f"at most {setting.resident_bytes / 2**30:.2f} GiB resident"]),
+    ]
+
+
+def records(cases: Cases) -> list[dict[str, object]]:
+    """Every run, for JSON."""
+    return [
         {
             **asdict(case),
             **{name: getattr(runs[0], name) for name in ("image_tokens", "text_tokens", "tokens")},
@@ -55,75 +96,31 @@ def as_json(report: Report) -> str:
             "peak_bytes": max(run.peak_bytes for run in runs),
             "runs": [asdict(run) | {"unaccounted": run.unaccounted} for run in runs],
         }
-        for case, runs in report.cases.items()
+        for case, runs in cases.items()
         if runs
     ]
-    kept = ("model", "dtype", "quantization", "load_s", "cold_start_s", "resident_bytes", "complete")
-    body = {"machine": asdict(report.machine), **{name: getattr(report, name) for name in kept}}
-    return json.dumps(body | {"cases": cases}, ensure_ascii=False, indent=2) + "\n"
 
 
-def as_text(report: Report) -> str:
-    table = _table(report)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rows = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-    return "\n".join([*_facts(report), "", *rows, "", *_remarks(report)])
-
-
-def as_markdown(report: Report) -> str:
-    heads, *rows = ["| " + " | ".join(row) + " |" for row in _table(report)]
-    facts = [f"- {fact}" for fact in _facts(report)]
-    rule = "|" + "--:|" * len(_HEADS)
-    return "\n".join([*facts, "", heads, rule, *rows, "", *_remarks(report)]) + "\n"
-
-
-def _facts(report: Report) -> list[str]:
-    on = report.machine
-    cores = f", {on.gpu_cores} GPU cores" if on.gpu_cores else ""
-    started = [
-        f"{what} {taken:.2f} s"
-        for what, taken in (("load", report.load_s), ("cold start", report.cold_start_s))
-        if taken is not None
+def table(cases: Cases) -> Table:
+    rows = [
+        (
+            str(case.size),
+            str(case.batch),
+            f"{runs[0].image_tokens} + {runs[0].text_tokens}",
+            *(ms(median(runs, name)) for name in (*PARTS, "ttft_s")),
+            ms(spread(runs, "ttft_s")),
+            f"{tokens_per_s(case, runs):.1f}",
+            f"{max(run.peak_bytes for run in runs) / 2**30:.2f}",
+        )
+        for case, runs in cases.items()
+        if runs
     ]
-    return [
-        f"{on.chip}{cores}, {on.memory_bytes / 2**30:.0f} GiB, {on.os}, MLX {on.mlx} on the {on.device}, "
-        f"fastvlm-mlx {on.fastvlm_mlx}",
-        f"{report.model}, {report.dtype}, quantization {report.quantization}",
-        ", ".join([*started, f"at most {report.resident_bytes / 2**30:.2f} GiB resident"]),
-    ]
-
-
-def _table(report: Report) -> list[tuple[str, ...]]:
-    return [
-        _HEADS,
-        *(
-            (
-                str(case.size),
-                str(case.batch),
-                f"{runs[0].image_tokens} + {runs[0].text_tokens}",
-                *(_ms(median(runs, name)) for name in (*PARTS, "ttft_s")),
-                _ms(spread(runs, "ttft_s")),
-                f"{tokens_per_s(case, runs):.1f}",
-                f"{max(run.peak_bytes for run in runs) / 2**30:.2f}",
-            )
-            for case, runs in report.cases.items()
-            if runs
-        ),
-    ]
-
-
-def _remarks(report: Report) -> list[str]:
-    runs = [run for runs in report.cases.values() for run in runs]
+    runs = [run for runs in cases.values() for run in runs]
     most = max((abs(run.unaccounted) for run in runs), default=0.0)
     beyond = "" if most <= TOLERANCE else f", more than {TOLERANCE:.0%}: something else had the machine"
-    counted = min((len(runs) for runs in report.cases.values()), default=0)
-    stopped = [] if report.complete else ["Interrupted: not every run was made."]
-    return [
+    counted = min((len(runs) for runs in cases.values()), default=0)
+    note = (
         f"Medians of {counted} runs in turn after a warm-up, in ms; ± is half the range. TTFT is from "
-        f"encoded picture to first token; its parts leave out {most:.1%} of it at most{beyond}.",
-        *stopped,
-    ]
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.1f}"
+        f"encoded picture to first token; its parts leave out {most:.1%} of it at most{beyond}."
+    )
+    return Table("", _HEADS, rows, (note,))

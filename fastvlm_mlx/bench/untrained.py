@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from ..checkpoint import Loaded, parameters
-from ..config import ModelConfig
-from ..errors import ConfigError
+from ..config import ModelConfig, Quantization
 from ..models.fastvlm import FastVLM
 from ..tokenizer import Tokenizer
 from ..vlm import VLM
-from . import cost
 
 _SCALE = 0.02  # as Qwen2 is initialized
+_GROUP = 64
 
 
 def build(config: ModelConfig, dtype: mx.Dtype) -> VLM:
     model = FastVLM(config)
-    for name, array in parameters(model).items():
-        filled = (_SCALE * mx.random.normal(array.shape)).astype(dtype)
-        mx.eval(filled)
-        model.update(tree_unflatten([(name, filled)]))
+    fill(model, dtype)
     return VLM(Loaded(model, config, _words(config.text.vocab_size), "random", dtype, {}))
 
 
-def refuse_beyond(config: ModelConfig, name: str, size: int, batch: int, width: int, memory: int) -> None:
-    """Before anything is allocated."""
-    held = cost.held(config, size, positions=256, width=width)
-    needed = held.tower + held.language + batch * (held.cache + held.activations)
-    if needed <= memory:
-        return
-    parts = (held.tower, held.language, batch * held.cache, batch * held.activations)
-    tower, language, cache, layer = (f"{count / 1e9:.2f}" for count in parts)
-    raise ConfigError(
-        f"{name} at {size} px takes {needed / 1e9:.2f} GB ({tower} tower + {language} language model + "
-        f"{cache} keys and values + {layer} widest layer, {8 * width} bit) and this machine has "
-        f"{memory / 1e9:.2f}; choose a smaller model, --sizes, --batch or --dtype"
-    )
+def fill(module: nn.Module, dtype: mx.Dtype) -> None:
+    """One tensor at a time; packed weights take any bits, their scales and biases small floats."""
+    for name, array in parameters(module).items():
+        if array.dtype == mx.uint32:
+            filled = mx.random.randint(0, 2**31 - 1, array.shape).astype(mx.uint32)
+        else:
+            filled = (_SCALE * mx.random.normal(array.shape)).astype(dtype)
+        mx.eval(filled)
+        module.update(tree_unflatten([(name, filled)]))
+
+
+def packed(config: ModelConfig, bits: int) -> ModelConfig:
+    """With every matrix of the language model in so many bits, where groups of 64 divide it."""
+    how = Quantization(bits, _GROUP)
+    matrices = {
+        name: array
+        for name, array in parameters(FastVLM(config)).items()
+        if name.startswith("language.") and array.ndim == 2
+    }
+    fitting = [name for name, array in matrices.items() if array.shape[1] % _GROUP == 0]
+    return replace(config, quantization=dict.fromkeys((n.removesuffix(".weight") for n in fitting), how))
 
 
 def _words(size: int) -> Tokenizer:

@@ -31,6 +31,19 @@ class KVCache:
             chosen = mx.array(rows)
             self._keys, self._values = self._keys[chosen], self._values[chosen]
 
+    def trim(self, positions: int) -> None:
+        """Forget all but the first so many."""
+        self.offset = min(self.offset, positions)
+
+    def fork(self, positions: int) -> KVCache:
+        """Another that holds the first so many; what either does from there on is its own."""
+        other = KVCache()
+        other.offset = min(self.offset, positions)
+        if self._keys is not None and self._values is not None:
+            other._keys = self._keys[..., : other.offset, :]
+            other._values = self._values[..., : other.offset, :]
+        return other
+
     @property
     def arrays(self) -> list[mx.array]:
         return [a for a in (self._keys, self._values) if a is not None]

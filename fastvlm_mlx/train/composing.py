@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from .scenes import (
     KINDS,
     LIMITS,
     NAMES,
+    PITCH,
     RGB,
     SHAPES,
     SIDE,
@@ -56,13 +57,16 @@ _THING_COUNTS = {1: 0.10, 2: 0.22, 3: 0.26, 4: 0.22, 5: 0.12, 6: 0.08}
 # Degrees that a shape may be turned by, either way; a turned circle or ring is the same.
 _TURNS = {"square": 7, "triangle": 10, "diamond": 5, "star": 16, "heart": 12, "cross": 8}
 _DIGIT_COUNTS = {1: 0.15, 2: 0.35, 3: 0.3, 4: 0.2}
+_CAPS = (24, 40)  # px of capitals
+COLUMNS = SIDE // PITCH
+_SWAY = 3  # px that letters and bars stand beside the middle of their column
 _FONTS = ("aileron", "bitmap", "stroke")
-_CLEAR = 12  # px by which the tallest and the shortest bar stand out
+_CLEAR = 20  # px by which the tallest and the shortest bar stand out
 
 
-def scene(seed: int, index: int, split: Split) -> Scene:
+def scene(seed: int, index: int, split: Split, kinds: Mapping[str, float] = KINDS) -> Scene:
     """Scene `index` of a stream; the two splits draw from separate streams."""
-    return sample(np.random.default_rng([seed, SPLITS.index(split), index]), split)
+    return sample(np.random.default_rng([seed, SPLITS.index(split), index]), split, kinds)
 
 
 def page(seed: int, index: int, split: Split) -> Scene:
@@ -73,9 +77,9 @@ def page(seed: int, index: int, split: Split) -> Scene:
     return made
 
 
-def sample(rng: np.random.Generator, split: Split) -> Scene:
+def sample(rng: np.random.Generator, split: Split, kinds: Mapping[str, float] = KINDS) -> Scene:
     """One scene. A draft whose colours suit no background is thrown away and drawn anew."""
-    compose = _COMPOSERS[_weighted(rng, KINDS)]
+    compose = _COMPOSERS[_weighted(rng, kinds)]
     while True:
         made = compose(rng, split)
         if made is not None:
@@ -98,7 +102,7 @@ def contrasts(background: Background, things: Sequence[RGB], inks: Sequence[RGB]
     )
 
 
-def _weighted(rng: np.random.Generator, shares: dict[T, float]) -> T:
+def _weighted(rng: np.random.Generator, shares: Mapping[T, float]) -> T:
     options = tuple(shares)
     return options[int(rng.choice(len(options), p=tuple(shares.values())))]
 
@@ -215,17 +219,19 @@ def _style(rng: np.random.Generator, cap: float, rgb: RGB) -> Style:
 
 def _line(rng: np.random.Generator, split: Split, row: int, cap: float, stray: float) -> Line:
     text = _number(rng, split) if rng.random() < 0.35 else _word(rng, split)
-    advance = min(max(17.5, cap * rng.uniform(0.78, 1.1)), (SIDE - 10) / len(text))
-    half = advance * len(text) / 2
     low, high = max(CELL * row + 32 - stray, cap / 2 + 6), min(CELL * row + 32 + stray, SIDE - 6 - cap / 2)
-    middle = rng.uniform(half + 4, SIDE - half - 4)
     ink = _shade_of(rng, pick(rng, NAMES))
     plate = None
     if rng.random() < 0.25:
         tones = [_tone(rng) for _ in range(8)]
         plate = next((tone for tone in tones if abs(_luma(tone) - _luma(ink)) >= _PLATE_CONTRAST), None)
-    start = middle - half + advance / 2
-    return Line(text, start, rng.uniform(low, high), advance, _style(rng, cap, ink), plate)
+    start = _column(rng, int(rng.integers(COLUMNS - len(text) + 1)))
+    return Line(text, start, rng.uniform(low, high), PITCH, _style(rng, cap, ink), plate)
+
+
+def _column(rng: np.random.Generator, number: int) -> float:
+    """Where a letter or a bar of this column has its middle."""
+    return PITCH * number + PITCH / 2 + rng.uniform(-_SWAY, _SWAY)
 
 
 def _page(rng: np.random.Generator) -> Scene | None:
@@ -233,14 +239,12 @@ def _page(rng: np.random.Generator) -> Scene | None:
     ink = _shade_of(rng, pick(rng, NAMES))
     lines = []
     for row in range(GRID):
-        cap = rng.uniform(20, 40)
-        advance = max(17.5, cap * rng.uniform(0.78, 1.1))
         glyphs = pick(rng, (string.ascii_uppercase, string.ascii_uppercase, string.digits))
-        text = "".join(pick(rng, glyphs) for _ in range(int((SIDE - 8) / advance)))
-        stray = min(13.0, 32 - cap / 2 - 3)
-        start = (SIDE - advance * (len(text) - 1)) / 2 + rng.uniform(-3, 3)
+        text = "".join(pick(rng, glyphs) for _ in range(COLUMNS))
+        cap = rng.uniform(*_CAPS)
+        stray = 32 - cap / 2 - 4
         y = CELL * row + CELL / 2 + rng.uniform(-stray, stray)
-        lines.append(Line(text, start, y, advance, _style(rng, cap, ink)))
+        lines.append(Line(text, _column(rng, 0), y, PITCH, _style(rng, cap, ink)))
     return _on_background(rng, "text", lines=tuple(lines))
 
 
@@ -250,14 +254,14 @@ def _objects(rng: np.random.Generator, split: Split) -> Scene | None:
 
 def _text(rng: np.random.Generator, split: Split) -> Scene | None:
     rows = sorted(int(row) for row in rng.choice(GRID, 2 if rng.random() < 0.4 else 1, replace=False))
-    lines = tuple(_line(rng, split, row, rng.uniform(20, 40), 13) for row in rows)
+    lines = tuple(_line(rng, split, row, rng.uniform(*_CAPS), 13) for row in rows)
     crowded = any(b.y - a.y < (a.style.cap + b.style.cap) / 2 + 18 for a, b in pairwise(lines))
     return None if crowded else _on_background(rng, "text", lines=lines)
 
 
 def _mixed(rng: np.random.Generator, split: Split) -> Scene | None:
     row = int(rng.integers(GRID))
-    line = _line(rng, split, row, rng.uniform(20, 28), 8)
+    line = _line(rng, split, row, rng.uniform(_CAPS[0], 30), 8)
     things = _things(rng, split, [other for other in range(GRID) if other != row])
     return _on_background(rng, "mixed", things=things, lines=(line,))
 
@@ -272,8 +276,8 @@ def _heights(rng: np.random.Generator, count: int, most: float) -> list[float]:
 
 def _chart(rng: np.random.Generator, split: Split) -> Scene | None:
     count = int(rng.integers(3, 6))
-    gap = rng.uniform(34, min(62, 232 / count))
-    left = rng.uniform(12, SIDE - 12 - gap * count) + gap / 2
+    apart = int(rng.integers(1, 3)) if count == 3 else 1  # columns
+    gap, left = PITCH * apart, _column(rng, int(rng.integers(1, COLUMNS - apart * (count - 1) - 1)))
     base, cap = rng.uniform(192, 202), rng.uniform(20, 26)
     y = rng.uniform(max(212.0, base + cap / 2 + 5), min(238, SIDE - 5 - cap / 2))
     ink = _shade_of(rng, pick(rng, ("black", "white", "blue", "brown")))
@@ -295,19 +299,27 @@ def _chart(rng: np.random.Generator, split: Split) -> Scene | None:
 
 
 def _sign(rng: np.random.Generator, split: Split) -> Scene | None:
-    kind, span = pick(rng, SIGNS), rng.uniform(92, 148)
-    x, y = (float(at) for at in rng.uniform(span / 2 + 3, SIDE - span / 2 - 3, 2))
-    line = None
-    if kind in ("stop", "speed limit"):
-        while abs(y % CELL - CELL / 2) > 14:  # its words would straddle two rows of cells
-            y = rng.uniform(span / 2 + 3, SIDE - span / 2 - 3)
-        text = "STOP" if kind == "stop" else _limit(rng, split)
-        advance = span * (0.26 if len(text) < 3 else 0.205)
-        font, weight = pick(rng, ("aileron", "stroke")), int(rng.integers(1, 3))
+    kind, line = pick(rng, SIGNS), None
+    text = "STOP" if kind == "stop" else _limit(rng, split) if kind == "speed limit" else ""
+    span = rng.uniform(126 if len(text) == 3 else 92, 148)
+    x, y = (_mid_cell(rng, span / 2 + 3) for _ in range(2))
+    if text:
+        advance, font = 0.205 * span, pick(rng, ("aileron", "stroke"))
+        if kind == "speed limit":  # its digits stand in columns
+            advance, shift = PITCH, pick(rng, (-PITCH / 2, PITCH / 2)) if len(text) % 2 else 0
+            x = CELL * pick(rng, (1, 2)) + CELL / 2 + shift + rng.uniform(-3, 3)
         ink = (255, 255, 255) if kind == "stop" else (15, 15, 15)
-        style = Style(font, weight, 0.0, span * rng.uniform(0.25, 0.32), ink)
+        style = Style(font, int(rng.integers(1, 3)), 0.0, span * rng.uniform(0.25, 0.32), ink)
         line = Line(text, x - advance * (len(text) - 1) / 2, y, advance, style)
     return _on_background(rng, "sign", sign=Sign(kind, x, y, span, line))
+
+
+def _mid_cell(rng: np.random.Generator, margin: float) -> float:
+    """A place so far from the picture's edges, and well inside a cell."""
+    while True:
+        place = rng.uniform(margin, SIDE - margin)
+        if abs(place % CELL - CELL / 2) <= 14:
+            return place
 
 
 def _limit(rng: np.random.Generator, split: Split) -> str:

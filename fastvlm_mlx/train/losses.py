@@ -18,7 +18,7 @@ Measures = dict[str, mx.array]
 HEADS = "cells"  # where the linear readings of cells are kept while the encoder is trained
 SYMBOLS = "symbols"  # where the rows are kept that stand for cells while there is no encoder
 EARLY = "stages.2.blocks"  # one position for 16 px: letters are told apart here first
-EARLY_NAMES = ("shape", "colour")
+EARLY_NAMES = ("shape", "colour", "glyphs")
 
 
 def cell_heads(features: int, early: int, width: int, key: mx.array) -> dict[str, mx.array]:
@@ -27,8 +27,7 @@ def cell_heads(features: int, early: int, width: int, key: mx.array) -> dict[str
     sizes = {
         f"{HEADS}.{name}": (slots * classes, features) for name, (slots, classes) in scenes.HEADS.items()
     }
-    sizes |= {f"{HEADS}.early.{name}": (scenes.HEADS[name][1], early) for name in EARLY_NAMES}
-    sizes[f"{HEADS}.{scenes.LETTERS}"] = (scenes.HEADS["glyphs"][1], early)
+    sizes |= {f"{HEADS}.early.{name}": (scenes.HEADS[name][1] - 1, early) for name in EARLY_NAMES}
     rows = {f"{SYMBOLS}.{name}": (slots * classes, width) for name, (slots, classes) in scenes.HEADS.items()}
     keys = iter(mx.random.split(key, len(sizes) + len(rows)))
     drawn = {f"{name}.weight": 0.01 * mx.random.normal(size, key=next(keys)) for name, size in sizes.items()}
@@ -42,21 +41,22 @@ def cell_heads(features: int, early: int, width: int, key: mx.array) -> dict[str
 def cells(
     outputs: Mapping[str, mx.array], raw: Mapping[str, mx.array], targets: Mapping[str, mx.array]
 ) -> tuple[mx.array, Measures]:
-    """Each token says what its cell shows. The third stage does so early, and tells letters where they are:
-    the way from there is short. Measures: what is right of the shown."""
+    """Each token says what its cell shows. The third stage does so early, the way from there to the letters
+    being short: any of its positions in a slot may tell. Measures: what tokens get right of the shown."""
     features, early = outputs["expand"], outputs[EARLY]
     total = mx.zeros(())
     measures: Measures = {}
     for name, target in targets.items():  # (P, places, slots)
-        seen = early if name == scenes.LETTERS else features
-        logits = _read(raw, f"{HEADS}.{name}", seen).reshape(*target.shape, -1)
+        logits = _read(raw, f"{HEADS}.{name}", features).reshape(*target.shape, -1)
         total = total + _balanced(logits, target)
         shown = target > 0
         right = (logits.argmax(-1) == target) & shown
         measures[name] = right.sum() / mx.maximum(shown.sum(), 1)
         if name in EARLY_NAMES:
-            logits = _read(raw, f"{HEADS}.early.{name}", _pooled(early, features.shape[1:3]))
-            total = total + _balanced(logits.reshape(*target.shape, -1), target)
+            told = _anywhere(
+                _read(raw, f"{HEADS}.early.{name}", early), features.shape[1:3], target.shape[-1]
+            )
+            total = total + _balanced(told.reshape(*target.shape, -1), target)
     return total, measures
 
 
@@ -84,10 +84,13 @@ def _read(heads: Mapping[str, mx.array], name: str, x: mx.array) -> mx.array:
     return x @ heads[f"{name}.weight"].T + heads[f"{name}.bias"]
 
 
-def _pooled(early: mx.array, cells: tuple[int, ...]) -> mx.array:
-    """The mean over each cell: (P, H, W, C) -> (P, h, w, C)"""
-    (pictures, height, width, channels), (down, across) = early.shape, cells
-    return early.reshape(pictures, down, height // down, across, width // across, channels).mean((2, 4))
+def _anywhere(logits: mx.array, cells: tuple[int, ...], slots: int) -> mx.array:
+    """A class told at one place of a slot is told of the slot, the first class being that none is:
+    (P, H, W, classes - 1) -> (P, h, w, slots, classes)"""
+    (pictures, height, width, classes), (down, across) = logits.shape, cells
+    parts = logits.reshape(pictures, down, height // down, across, slots, width // across // slots, classes)
+    told = mx.logsumexp(parts, axis=(2, 5))
+    return mx.concatenate([mx.zeros((*told.shape[:-1], 1)), told], axis=-1)
 
 
 def _balanced(logits: mx.array, target: mx.array) -> mx.array:

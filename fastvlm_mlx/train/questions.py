@@ -73,7 +73,7 @@ class Clue:
 
 
 _SIDES = {"to the left of": (0, -1), "to the right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
-_TELLING = 8  # px between the tops of two bars that are compared
+_TELLING = 16  # px between the tops of two bars that are compared
 # Shapes that nothing in a picture without things could be taken for.
 _FOREIGN = {
     "text": ("circle", "triangle", "diamond", "star", "heart"),

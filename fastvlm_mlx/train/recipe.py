@@ -35,6 +35,7 @@ class Stage:
     calibrate: int = 0  # pictures to take BatchNorm's stored statistics from, before the first step
     image_size: int = 0  # 0: the model's
     pages: int = 0  # how many of a batch's pictures are full of letters
+    alike: bool = False  # every kind of scene as often as any other
     decay_steps: int = 0  # the cosine's length where it is not the stage's: one that ends early
 
     def __post_init__(self) -> None:

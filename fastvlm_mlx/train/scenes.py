@@ -2,6 +2,7 @@
 
 A picture is 256 x 256 px, seen as 4 x 4 cells of 64 px, one visual token each. `cells` says what lies in each
 cell, so that an encoder can be taught where things are before a language model is taught to talk about them.
+Letters and bars stand in columns of 32 px, two to a cell.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from .words import TEST_WORDS
 
-SIDE, CELL, GRID = 256, 64, 4
+SIDE, CELL, GRID, PITCH = 256, 64, 4, 32
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 RGB = tuple[int, int, int]
@@ -52,6 +53,7 @@ SIGNS = tuple(SIGN_EDGES)
 LIMITS = tuple(str(limit) for limit in range(10, 130, 10))
 GLYPHS = string.ascii_uppercase + string.digits
 KINDS = {"objects": 0.45, "text": 0.22, "chart": 0.16, "sign": 0.07, "mixed": 0.10}
+ALIKE = dict.fromkeys(KINDS, 1 / len(KINDS))
 
 # Combinations never drawn in training; each shape and each colour loses at most two. For words and numbers
 # there is `held_out`.
@@ -63,20 +65,19 @@ HELD_OUT = frozenset(
     }
 )
 
+STEP = 16  # px of a bar's height that are told apart
 # What training supervises in every cell: slots in the cell, classes of each (0 is "nothing").
 HEADS: dict[str, tuple[int, int]] = {
     "shape": (1, 1 + len(SHAPES)),
     "colour": (1, 1 + len(COLOURS)),
     "size": (1, 1 + len(SIZES)),
-    "glyphs": (4, 1 + len(GLYPHS)),
-    "bars": (2, 9),
+    "glyphs": (2, 1 + len(GLYPHS)),
+    "bars": (2, 1 + CELL // STEP),
     "bar_colour": (2, 1 + len(COLOURS)),
     "sign": (1, 1 + len(SIGNS)),
     "row": (1, 1 + GRID),
     "column": (1, 1 + GRID),
 }
-LETTERS = "letters"  # besides: which letter has its middle where, by squares of FINE px
-FINE = 16
 # How the classes of some heads are said.
 SAID: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -188,6 +189,11 @@ class Scene:
         labels = tuple(bar.label for bar in self.chart.bars) if self.chart else ()
         return self.lines + labels + ((self.sign.line,) if self.sign and self.sign.line else ())
 
+    def spelled(self) -> tuple[Line, ...]:
+        """What is read letter by letter: all but the word of a stop sign, whose letters stand too close."""
+        stop = self.sign.line if self.sign and self.sign.kind == "stop" else None
+        return tuple(line for line in self.lettering() if line is not stop)
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -221,24 +227,15 @@ def cells(scene: Scene) -> Cells:
         made["shape"][thing.cell] = 1 + SHAPES.index(thing.shape)
         made["colour"][thing.cell] = 1 + NAMES.index(thing.colour)
         made["size"][thing.cell] = 1 + tuple(SIZES).index(thing.size)
-    for line in scene.lettering():
+    for line in scene.spelled():
         for letter, x in line.letters():
-            made["glyphs"][*cell_at(x, line.y), int(x % CELL // 16)] = 1 + GLYPHS.index(letter)
+            made["glyphs"][*cell_at(x, line.y), int(x % CELL // PITCH)] = 1 + GLYPHS.index(letter)
     for bar in scene.chart.bars if scene.chart else ():
-        slot = int(bar.x % CELL // 32)
-        made["bars"][*bar.cell, slot] = 1 + int(bar.top % CELL // 8)
+        slot = int(bar.x % CELL // PITCH)
+        made["bars"][*bar.cell, slot] = 1 + int(bar.top % CELL // STEP)
         made["bar_colour"][*bar.cell, slot] = 1 + NAMES.index(bar.colour)
     if scene.sign:
         made["sign"][scene.sign.cell] = 1 + SIGNS.index(scene.sign.kind)
     made["row"] += 1 + np.arange(GRID, dtype=np.int8)[:, None, None]
     made["column"] += 1 + np.arange(GRID, dtype=np.int8)[:, None]
     return Cells(**{name: array[..., 0] if HEADS[name][0] == 1 else array for name, array in made.items()})
-
-
-def letters(scene: Scene) -> NDArray[np.int8]:
-    """The glyph whose middle lies in each FINE square of the picture, 0 where none does."""
-    made = np.zeros((SIDE // FINE, SIDE // FINE), np.int8)
-    for line in scene.lettering():
-        for letter, x in line.letters():
-            made[int(line.y // FINE), int(x // FINE)] = 1 + GLYPHS.index(letter)
-    return made

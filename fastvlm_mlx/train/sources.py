@@ -64,18 +64,19 @@ class Scenes:
 
 
 def _shown(stage: Stage, seed: int, step: int, place: int) -> scenes.Scene:
-    compose = composing.page if place < stage.pages else composing.scene
-    return compose(seed, step * stage.batch + place, "train")
+    index = step * stage.batch + place
+    if place < stage.pages:
+        return composing.page(seed, index, "train")
+    return composing.scene(seed, index, "train", scenes.ALIKE if stage.alike else scenes.KINDS)
 
 
 def _cells(shown: list[scenes.Scene]) -> dict[str, Integers]:
-    """What each token is to say, and the letters where they are: (P, cells or squares, slots)"""
+    """What each token is to say: (P, cells, slots)"""
     cells = [scenes.cells(scene) for scene in shown]
     targets = {
         name: np.stack([getattr(cell, name).reshape(-1, slots) for cell in cells])
         for name, (slots, _) in scenes.HEADS.items()
     }
-    targets[scenes.LETTERS] = np.stack([scenes.letters(scene).reshape(-1, 1) for scene in shown])
     return {name: target.astype(np.int32) for name, target in targets.items()}
 
 

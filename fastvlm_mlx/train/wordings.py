@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from .scenes import GRID, Scene, Sign, cell_at
+from .scenes import GRID, STEP, Scene, Sign, cell_at
 
 # {c} is "colour" or "color", {side} a side of something; the other gaps are filled in order.
 WORDINGS: dict[str, tuple[str, ...]] = {
@@ -188,7 +188,7 @@ def finding(scene: Scene, order: Sequence[float]) -> str:
     for each of what may be 16."""
     if scene.chart:
         base = scene.chart.base
-        told = [f"{bar.label.text}:{bar.colour} {round((base - bar.top) / 8)}" for bar in scene.chart.bars]
+        told = [f"{bar.label.text}:{bar.colour} {round((base - bar.top) / STEP)}" for bar in scene.chart.bars]
     else:
         told = [f"{what}:{_cell(cell)}" for cell, what in sorted(in_cells(scene).items())]
     return ",".join(one for _, one in sorted(zip(order[: len(told)], told, strict=True)))
@@ -206,7 +206,7 @@ def in_cells(scene: Scene) -> dict[tuple[int, int], str]:
     for bar in scene.chart.bars if scene.chart else ():
         seen[bar.cell] = f"{seen[bar.cell]} bar" if bar.cell in seen else "bar"
     written: defaultdict[tuple[int, int], str] = defaultdict(str)
-    for line in scene.lettering():
+    for line in scene.spelled():
         for letter, x in line.letters():
             written[cell_at(x, line.y)] += letter
     return seen | written

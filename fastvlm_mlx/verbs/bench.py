@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .. import tell
 from ..errors import ConfigError
+from . import bench_jobs as jobs
 from .options import MODEL_VARIABLE, Dtype, Revision
-
-if TYPE_CHECKING:
-    from ..vlm import VLM
-
-SIZES = (256, 512, 768, 1024, 1536)
-TEXT_POSITIONS = 64  # more than the question and the template take
 
 
 def bench(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", envvar=MODEL_VARIABLE, help="A directory or hub id. Default: --random 0.5b."
+            "--model",
+            "-m",
+            help=f"A directory or hub id. Default: --random, else {MODEL_VARIABLE}, else --random 0.5b.",
         ),
     ] = None,
     random: Annotated[
@@ -31,7 +28,7 @@ def bench(
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(help="Sides in pixels, multiples of 64. Default: 256 to 1536, as far as it can read."),
+        typer.Option(help="Sides in pixels, multiples of 64. Default: 256 to 1536, as far as there is room."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="So many questions at once, a picture each.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Measured runs, after one that is not.")] = 5,
@@ -39,8 +36,36 @@ def bench(
     cold: Annotated[
         bool, typer.Option("--cold/--no-cold", help="Time a fresh process too; not with --random.")
     ] = True,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="Beside the times that the paper publishes, by its method."),
+    ] = False,
+    roofline: Annotated[
+        bool,
+        typer.Option("--roofline", help="Beside the least that Apple's chips can take; memory on iPhones."),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Other encoders before the same language model: vit-l-14@336, siglip-so400m@384, "
+            "convnext-l, convnext-xxl, fastvit, llava-onevision. Or mlx-vlm, with --model's weights.",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Recommend model, bits and picture size for --ttft.")
+    ] = False,
+    ttft: Annotated[
+        str | None, typer.Option(metavar="TIME", help="For --plan: the first token within 200ms, 1.5s…")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="For --plan: at most so much, 4GB… Default: the machine's.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every run here.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the parts by picture size, or the plan: a .png or .svg.")
+    ] = None,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
@@ -52,68 +77,48 @@ def bench(
     \b
     Examples:
       fastvlm-mlx bench
-      fastvlm-mlx bench --model 0.5b --sizes 512,1024 --markdown bench.md
-      fastvlm-mlx bench --random 7b --runs 3 --json bench.json
+      fastvlm-mlx bench --model 0.5b --sizes 512,1024 --markdown bench.md --plot bench.png
+      fastvlm-mlx bench --random 7b --runs 3 --json bench.json --paper --roofline
+      fastvlm-mlx bench --against vit-l-14@336,llava-onevision
+      fastvlm-mlx bench --plan --ttft 200ms --memory 4GB
     """
-    from ..atomic import require_writable, write_file
+    from ..atomic import require_writable
     from ..image import check_options
 
     if model is not None and random is not None:
         raise ConfigError("--model and --random name two models; give one of them")
-    if model is None:
-        random = random or "0.5b"
-    listed = [_number(size) for size in sizes.split(",")] if sizes else list(SIZES)
-    for size in listed:
+    if plan and (model or against or paper or roofline):
+        raise ConfigError(
+            "--plan makes up models of every size; leave --model, --against, --paper and --roofline out"
+        )
+    if against and (paper or roofline or plot):
+        raise ConfigError("--against measures encoders alone; leave --paper, --roofline and --plot out")
+    if plan != (ttft is not None) or (memory is not None and not plan):
+        raise ConfigError("--plan needs --ttft, which like --memory is for --plan alone; give both or none")
+    if batch > 1 and (plan or against):
+        raise ConfigError(f"--batch {batch}: --plan and --against time one question; leave --batch out")
+    if model is None and random is None and not plan:
+        model = os.environ.get(MODEL_VARIABLE) or None
+    listed = list(dict.fromkeys(map(_number, sizes.split(",")))) if sizes else None
+    for size in listed or ():
         check_options(size, "pad")
     for file in (json_file, markdown):
         if file is not None:
             require_writable(file)
+    if plot is not None:
+        from ..bench import plot as drawing
 
-    from .. import progress
-    from ..bench import cost
-    from ..bench import report as reports
-    from ..bench.cold import cold_start
-    from ..bench.machine import this_machine
-    from ..bench.measure import Case, Run, interleaved, resident_bytes
-    from ..evaluate.predictions import described
-
-    name = model or f"random {random}"
-    vlm, load_s = _random(random, max(listed), batch, dtype) if random else _stored(name, dtype, revision)
-    room = vlm.config.text.context - tokens - TEXT_POSITIONS
-    if sizes is None:
-        listed = [size for size in listed if cost.tokens(size) <= room]
-    elif cost.tokens(max(listed)) > room:
-        raise ConfigError(
-            f"{max(listed)} px make {cost.tokens(max(listed))} positions, and beside text and --tokens "
-            f"the model has room for {room}; give smaller --sizes"
-        )
-    cold_s = cold_start(name, max(listed), dtype, revision) if cold and not random else None
-    cases: dict[Case, list[Run]] = {Case(size, batch): [] for size in listed}
-    complete, done, count = False, 0, (runs + 1) * len(cases)
-    try:
-        with progress.bar("measuring", "runs") as advance:
-            for case, run in interleaved(vlm, list(cases), runs, tokens):
-                cases[case] += [run] if run else []
-                done += 1
-                advance(done, count)
-        complete = True
-    finally:
-        report = reports.Report(
-            machine=this_machine(),
-            model=name,
-            dtype=str(vlm.dtype).rpartition(".")[2],
-            quantization=described(vlm.quantization),
-            load_s=load_s,
-            cold_start_s=cold_s,
-            resident_bytes=resident_bytes(),
-            complete=complete,
-            cases=cases,
-        )
-        if json_file:
-            write_file(json_file, reports.as_json(report))
-        if markdown:
-            write_file(markdown, reports.as_markdown(report))
-    tell.print_line(reports.as_text(report))
+        drawing.require(plot)
+    if random is None and model is None and not plan:
+        random = "0.5b"
+    asked = jobs.Asked(model, random, listed, batch, runs, tokens, cold, dtype, revision)
+    files = jobs.Files(json_file, markdown, plot)
+    if plan:
+        jobs.plan(asked, ttft or "", memory, files)
+    elif against:
+        jobs.against(asked, against, files)
+    else:
+        jobs.time(asked, paper, roofline, files)
 
 
 def _number(text: str) -> int:
@@ -121,31 +126,3 @@ def _number(text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f"--sizes holds {text!r}; give numbers and commas, such as 512,1024") from None
-
-
-def _stored(name: str, dtype: str | None, revision: str | None) -> tuple[VLM, float]:
-    import time
-
-    from .. import vlm as runtime
-
-    began = time.perf_counter()
-    return runtime.load(name, dtype, revision=revision), time.perf_counter() - began
-
-
-def _random(name: str, size: int, batch: int, dtype: str | None) -> tuple[VLM, None]:
-    import mlx.core as mx
-
-    from ..bench import untrained
-    from ..bench.machine import memory_bytes
-    from ..bench.variants import VARIANTS
-    from ..checkpoint import DTYPES
-
-    if name not in VARIANTS:
-        raise ConfigError(f"no model {name!r} to make up; choose one of {', '.join(VARIANTS)}")
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    chosen = dtype or ("float16" if on_gpu else "float32")
-    if chosen not in DTYPES:
-        raise ConfigError(f"no dtype {chosen!r}; choose one of {', '.join(DTYPES)}")
-    width = DTYPES[chosen].size
-    untrained.refuse_beyond(VARIANTS[name], name, size, batch, width, memory_bytes())
-    return untrained.build(VARIANTS[name], DTYPES[chosen]), None

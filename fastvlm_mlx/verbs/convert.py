@@ -9,7 +9,7 @@ import typer
 
 from .. import tell
 from ..errors import ConfigError
-from .options import Revision
+from .options import DryRun, HubPrivate, Revision, UploadRepo
 
 if TYPE_CHECKING:
     from ..convert.quantize import Recipe
@@ -46,8 +46,9 @@ def convert(
         ),
     ] = False,
     revision: Revision = None,
-    upload_repo: Annotated[str | None, typer.Option(help="Upload the result to this hub repository.")] = None,
-    hub_private: Annotated[bool, typer.Option("--hub-private", help="Make that repository private.")] = False,
+    upload_repo: UploadRepo = None,
+    hub_private: HubPrivate = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Fuse, re-lay out and quantize a checkpoint into a new directory that loads fast.
 
@@ -67,10 +68,7 @@ def convert(
         raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     chosen = _recipe(quantize, q_bits, recipe, quantize_vision)
     Quantization(4, q_group_size)  # says what is wrong with it
-    if hub_private and not upload_repo:
-        raise ConfigError("--hub-private speaks of an upload; pass --upload-repo as well")
-    if upload_repo:
-        hub.require_token(upload_repo)
+    hub.check_upload(upload_repo, private=hub_private, dry=dry_run)
 
     from .. import progress
     from ..atomic import refuse
@@ -90,7 +88,7 @@ def convert(
         )
     tell.report(done)
     if upload_repo:
-        tell.print_line(hub.upload(output, upload_repo, private=hub_private))
+        tell.upload(output, upload_repo, private=hub_private, dry=dry_run)
 
 
 def _recipe(quantize: bool, bits: int | None, name: str | None, pictures: bool) -> Recipe | None:

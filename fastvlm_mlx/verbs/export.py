@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import tell
 from ..errors import ConfigError
-from .options import Revision
+from .options import DryRun, HubPrivate, Revision, UploadRepo
 
-TARGETS = ("swift",)
+if TYPE_CHECKING:
+    from ..convert.exporting import Exported
+
+READERS = {
+    "swift": "mlx-swift-lm and mlx-vlm",
+    "apple-app": "Apple's FastVLM app",
+    "coreml": "Core ML",
+}
+TOWER = ("apple-app", "coreml")  # targets with a Core ML package, which these options are of
 
 
 def export(
@@ -20,7 +28,11 @@ def export(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The new directory.")] = None,
     target: Annotated[
-        str, typer.Option(metavar="swift", help="Who will read it: mlx-swift-lm and mlx-vlm (swift).")
+        str,
+        typer.Option(
+            metavar="swift|apple-app|coreml",
+            help="For mlx-swift-lm and mlx-vlm, Apple's FastVLM app, or Core ML (the tower alone).",
+        ),
     ] = "swift",
     bits: Annotated[
         int | None,
@@ -31,15 +43,37 @@ def export(
     dtype: Annotated[
         str, typer.Option(metavar="float16|bfloat16|float32", help="Store floats in this type.")
     ] = "float16",
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Core ML: the picture's side, fixed in the package. Default: the model's (1024)."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float16|float32",
+            help="Core ML: compute in this type. Default: float16, which the Neural Engine needs.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="int8|palettize6", help="Core ML: pack the tower's weights.")
+    ] = None,
+    projector: Annotated[
+        bool, typer.Option("--projector", help="Core ML alone: the projector is part of the program.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     revision: Revision = None,
+    upload_repo: UploadRepo = None,
+    hub_private: HubPrivate = False,
+    dry_run: DryRun = False,
     check: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Export nothing: say whether this directory would load."),
     ] = None,
 ) -> None:
-    """Write the directory that mlx-swift-lm (iPhone, iPad, Mac apps) and mlx-vlm load unchanged.
+    """Write a directory that Swift apps load unchanged.
 
+    swift: all of the model for mlx-swift-lm and mlx-vlm. apple-app: language model and projector, and the
+    vision tower as fastvithd.mlpackage. coreml: that package alone (pip install 'fastvlm-mlx[coreml]').
     Training branches are fused; tower and projector stay in floats. What those programs require is checked
     at the end, or by --check for any directory, with an estimate of the memory an app needs. Leaves with 1 if
     it would not load. The source is never changed; the result appears whole or not at all.
@@ -47,11 +81,13 @@ def export(
     \b
     Examples:
       fastvlm-mlx export 0.5b -o FastVLM-0.5B-swift
-      fastvlm-mlx export ./my-checkpoint --bits 4 -o FastVLM-4bit-swift
+      fastvlm-mlx export ./my-checkpoint --bits 4 -o FastVLM-4bit-swift --upload-repo me/FastVLM-4bit-swift
+      fastvlm-mlx export 1.5b --target apple-app --bits 8 -o FastVLM-app
+      fastvlm-mlx export 0.5b --target coreml --image-size 512 -o tower
       fastvlm-mlx export --check ./downloaded
     """
-    if target not in TARGETS:
-        raise ConfigError(f"no target {target!r}; choose one of {', '.join(TARGETS)}")
+    if target not in READERS:
+        raise ConfigError(f"no target {target!r}; choose one of {', '.join(READERS)}")
     if check is not None:
         if model is not None or output is not None:
             raise ConfigError(
@@ -60,35 +96,56 @@ def export(
         _check(check)
     if model is None or output is None:
         raise ConfigError("export needs a MODEL and --output DIR (or --check DIR alone)")
+    if target not in TOWER and (image_size or precision or weights or projector):
+        raise ConfigError(
+            "--image-size, --precision, --weights and --projector are of a Core ML package; "
+            f"pass --target {' or '.join(TOWER)}"
+        )
+    if target == "coreml" and bits is not None:
+        raise ConfigError("--bits is of the language model, and --target coreml has none; use --weights int8")
     from .. import hub, progress
     from ..atomic import refuse
     from ..checkpoint import DTYPES
 
     if dtype not in DTYPES:
         raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    hub.check_upload(upload_repo, private=hub_private, dry=dry_run)
     refuse(output, overwrite)
-    from ..convert.export_swift import export as run
+    from ..convert.export_coreml import Options
+    from ..convert.export_coreml import export as export_coreml
 
-    with progress.bar(f"writing {output.name}") as advance:
-        done = run(
-            hub.resolve(model, revision),
-            output,
-            bits=bits,
-            dtype=DTYPES[dtype],
-            overwrite=overwrite,
-            progress=advance,
-        )
+    options = Options(image_size, precision or "float16", weights, projector)
+    steps = "steps" if target == "coreml" else "bytes"
+    done: Exported
+    with progress.bar(f"writing {output.name}", of=steps) as advance:
+        source = hub.resolve(model, revision)
+        if target == "coreml":
+            done = export_coreml(source, output, options, overwrite=overwrite, progress=advance)
+        elif target == "apple-app":
+            from ..convert.export_apple import export as export_apple
+
+            done = export_apple(
+                source, output, options, bits=bits, dtype=DTYPES[dtype], overwrite=overwrite, progress=advance
+            )
+        else:
+            from ..convert.export_swift import export as export_swift
+
+            done = export_swift(
+                source, output, bits=bits, dtype=DTYPES[dtype], overwrite=overwrite, progress=advance
+            )
     from ..convert.report import print_report
 
     print_report(done.report)
-    tell.say(f"{done.destination}: {done.bytes / 1e6:,.1f} MB for mlx-swift-lm and mlx-vlm")
+    tell.say(f"{done.destination}: {done.bytes / 1e6:,.1f} MB for {READERS[target]}")
     if done.licence:
         tell.say(done.licence)
+    if upload_repo:
+        tell.upload(output, upload_repo, private=hub_private, dry=dry_run)
 
 
 def _check(directory: Path) -> None:
+    from ..convert.export_check import check
     from ..convert.report import print_report
-    from ..convert.swift_check import check
 
     report = check(directory)
     print_report(report)

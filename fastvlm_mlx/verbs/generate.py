@@ -8,11 +8,29 @@ from typing import Annotated
 
 import typer
 
-from .. import hub, tell
+from .. import tell
 from ..config import STRIDE
 from ..errors import ConfigError, PromptError
-from .options import MODEL_VARIABLE, Dtype, ImageSize, Revision
+from .options import (
+    AdapterPath,
+    Dtype,
+    ImageMode,
+    ImageSize,
+    MaxTokens,
+    MinP,
+    Model,
+    Reference,
+    RepetitionPenalty,
+    Revision,
+    Seed,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    named,
+)
 
+BACKENDS = ("mlx", "coreml")
 DEFAULT_QUESTION = "Describe the image."
 
 
@@ -30,45 +48,33 @@ def generate(
         ),
     ] = None,
     image: Annotated[list[str] | None, typer.Option("--image", help="One more picture; repeat it.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            envvar=MODEL_VARIABLE,
-            help="A directory, a hub id such as apple/FastVLM-1.5B, or 0.5b, 1.5b, 7b. Default: tiny.",
-        ),
-    ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter-path", help="A directory that fine-tuning wrote, OUT/adapter.")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="Another system prompt; an empty one leaves it out.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Stop after so many.")] = 512,
-    temperature: Annotated[
-        float, typer.Option("--temperature", "--temp", help="0 always takes the likeliest token.")
-    ] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from so many likeliest tokens; 0 is off.")] = 0,
-    min_p: Annotated[
-        float, typer.Option(help="Drop tokens this much rarer than the likeliest; 0 is off.")
-    ] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats; 1 is off.")] = 1.0,
+    model: Model = None,
+    adapter: AdapterPath = None,
+    system: System = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    seed: Seed = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
     image_size: ImageSize = None,
-    image_mode: Annotated[
-        str | None,
-        typer.Option(metavar="pad|crop|stretch", help="How a picture becomes square. Default: the model's."),
-    ] = None,
-    reference: Annotated[
-        bool,
-        typer.Option(
-            "--reference",
-            help="Read pictures exactly as the PyTorch reference does: EXIF and transparency ignored.",
-        ),
-    ] = False,
+    image_mode: ImageMode = None,
+    reference: Reference = False,
     dtype: Dtype = None,
+    vision_backend: Annotated[
+        str,
+        typer.Option(
+            metavar="mlx|coreml",
+            help="Where the vision tower runs; coreml (macOS) can use the Neural Engine.",
+        ),
+    ] = "mlx",
+    vision_package: Annotated[
+        Path | None,
+        typer.Option(
+            help="For coreml: what `export --target coreml` wrote. Default: in the model's directory."
+        ),
+    ] = None,
     revision: Revision = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show the pictures first, on stderr, as blocks of colour.")
@@ -92,12 +98,11 @@ def generate(
         raise ConfigError("nothing to do: give a picture, or a question with --prompt")
     if prompt is not None and not prompt.strip():
         raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
-    if model is None:
-        model = hub.DEFAULT
-        tell.say(
-            "the built-in model answers: it knows shapes, short texts and small charts. For photographs, "
-            "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
-        )
+    name = named(model)
+    if vision_backend not in BACKENDS:
+        raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
+    if vision_package is not None and vision_backend != "coreml":
+        raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
     if sources.count("-") > 1:
         raise ConfigError("standard input (-) holds one picture; name the others")
 
@@ -124,7 +129,8 @@ def generate(
         "seed": seed,
     }
     Sampling(**sampling)  # says what is wrong with them before a model is loaded
-    vlm = runtime.load(model, dtype, revision=revision, adapter=adapter)
+    package = (vision_package or Path(name)) if vision_backend == "coreml" else None
+    vlm = runtime.load(name, dtype, revision=revision, adapter=adapter, vision_package=package)
     question = vlm.prompt(
         prompt or DEFAULT_QUESTION,
         pictures,
@@ -136,6 +142,6 @@ def generate(
     events = vlm.stream(question, max_tokens=max_tokens, **sampling)
     answer = collect(events if as_json else tell.printed(events))
     if as_json:
-        tell.print_line(json.dumps(tell.as_dict(answer, model), ensure_ascii=False))
+        tell.print_line(json.dumps(tell.as_dict(answer, name), ensure_ascii=False))
     if stats:
         tell.say(tell.stats(answer))

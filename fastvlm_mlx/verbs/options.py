@@ -2,18 +2,70 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .. import hub, tell
+
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar=MODEL_VARIABLE,
+        help="A directory, a hub id such as apple/FastVLM-1.5B, or 0.5b, 1.5b, 7b. Default: tiny.",
+    ),
+]
+AdapterPath = Annotated[
+    Path | None, typer.Option("--adapter-path", help="A directory that fine-tuning wrote, OUT/adapter.")
+]
+System = Annotated[str | None, typer.Option(help="Another system prompt; an empty one leaves it out.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Stop after so many.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", "--temp", help="0 always takes the likeliest token.")
+]
+TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")]
+TopK = Annotated[int, typer.Option(help="Sample from so many likeliest tokens; 0 is off.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens this much rarer than the likeliest; 0 is off.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages repeats; 1 is off.")]
 ImageSize = Annotated[
     int | None,
     typer.Option(help="Side in pixels, a multiple of 64; more is sharper and slower. Default: the model's."),
+]
+ImageMode = Annotated[
+    str | None,
+    typer.Option(metavar="pad|crop|stretch", help="How a picture becomes square. Default: the model's."),
+]
+Reference = Annotated[
+    bool,
+    typer.Option(
+        "--reference",
+        help="Read pictures exactly as the PyTorch reference does: EXIF and transparency ignored.",
+    ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(metavar="float16|bfloat16|float32", help="Compute in this type. Default: as stored."),
 ]
+UploadRepo = Annotated[str | None, typer.Option(help="Upload the result to this hub repository.")]
+HubPrivate = Annotated[bool, typer.Option("--hub-private", help="Make that repository private.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Upload nothing: list the files and sizes that would be.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+
+
+def named(model: str | None) -> str:
+    """The model asked for, or the one in the package, which says what it is."""
+    if model is not None:
+        return model
+    tell.say(
+        "the built-in model answers: it knows shapes, short texts and small charts. For photographs, "
+        "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
+    )
+    return hub.DEFAULT

@@ -50,6 +50,24 @@ QUESTIONS = {
     "unknown option": Case(question("--promt", "x"), "--promt", GENERATE_HELP, 2),
     "unknown verb": Case(lambda at: ["generat", TALL], "'generat'", "fastvlm-mlx --help", 2),
     "half a character": Case(question("-p", "what\udcff?"), "half a character", "pass valid Unicode"),
+    "chat without a model": Case(lambda at: ["chat", TALL], "model", "--model 0.5b"),
+    "chat about standard input": Case(lambda at: ["chat", "-", "-m", MODEL], "questions", "name a file"),
+    "chat about no picture": Case(lambda at: ["chat", at / "no.png", "-m", MODEL], "no.png", "readable"),
+    "chat, image size 100": Case(
+        lambda at: ["chat", TALL, "-m", MODEL, "--image-size", 100], "100", "choose 64 or 128"
+    ),
+    "chat, temperature -1": Case(
+        lambda at: ["chat", "-m", MODEL, "--temp", -1], "temperature", "0 .* or more"
+    ),
+    "chat, a mark in the system prompt": Case(
+        lambda at: ["chat", "-m", MODEL, "--system", "<image>"], "system prompt", "user's text"
+    ),
+    "resuming nothing": Case(
+        lambda at: ["chat", "-m", MODEL, "--resume", at / "gone"], "gone: no such file", "/save"
+    ),
+    "resuming what is no conversation": Case(
+        lambda at: ["chat", "-m", MODEL, "--resume", TALL], "no saved conversation", "name a file"
+    ),
     "doctor of nothing": Case(lambda at: ["doctor", at / "gone"], "gone", "give a model directory"),
 }
 

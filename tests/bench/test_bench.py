@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from refusals import Case as Refusal
 from refusals import assert_refused, snapshot
 
 from fastvlm_mlx import VLM, image
+from fastvlm_mlx.bench import fitting, plot, untrained
 from fastvlm_mlx.bench import measure as measuring
-from fastvlm_mlx.bench import untrained
 from fastvlm_mlx.bench.measure import PARTS, TIMES, TOLERANCE, Case, interleaved, measure, picture
 from fastvlm_mlx.bench.variants import VARIANTS
+from fastvlm_mlx.cli import MODEL_VARIABLE
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.verbs.bench import TEXT_POSITIONS
 
 TINY = ModelConfig(
     VisionConfig((1, 1, 1, 1, 1), (8, 16, 32, 64, 128)), TextConfig(64, 2, 4, 2, 96, 512, tied=True)
@@ -97,8 +98,8 @@ def test_tokens_of_pictures_and_text_are_counted_apart(vlm: VLM, size: int, toke
 
 def test_cases_take_turns_and_the_first_round_is_not_measured(vlm: VLM) -> None:
     cases = [Case(64, 1), Case(128, 1)]
-    told = list(interleaved(vlm, cases, runs=2, tokens=2))
-    assert [case for case, _ in told] == cases * 3
+    told = list(interleaved([(vlm, case) for case in cases], runs=2, tokens=2))
+    assert [cases[index] for index, _ in told] == cases * 3
     assert [run is None for _, run in told] == [True] * 2 + [False] * 4
 
 
@@ -113,10 +114,20 @@ def test_random_models_have_true_sizes_and_the_asked_type() -> None:
     assert float(mx.std(vlm.model.language.embedding.weight.astype(mx.float32))) == pytest.approx(0.02, 0.1)
 
 
+def test_random_models_can_be_packed() -> None:
+    config = untrained.packed(TINY, 4)
+    vlm = untrained.build(config, mx.float16)
+    assert vlm.model.language.layers[1].mlp.gate_up.weight.dtype == mx.uint32
+    assert vlm.model.language.embedding.weight.dtype == mx.uint32
+    assert vlm.model.language.layers[1].mlp.down.weight.dtype == mx.float16  # 96 columns: no groups of 64
+    assert vlm.model.projector.fc1.weight.dtype == mx.float16
+    assert measure(vlm, picture(), Case(64, 1), 2).tokens == 2
+
+
 def test_too_little_memory_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(ConfigError, match=r"7b at 1024 px takes 15\.\d\d GB \(0\.29 tower \+ 15\.23.*has 8"):
-        untrained.refuse_beyond(VARIANTS["7b"], "7b", 1024, 1, 2, memory=8_000_000_000)
-    untrained.refuse_beyond(VARIANTS["7b"], "7b", 1024, 1, 2, memory=24_000_000_000)
+        fitting.refuse_beyond(VARIANTS["7b"], "7b", 1024, 1, 2, memory=8_000_000_000)
+    fitting.refuse_beyond(VARIANTS["7b"], "7b", 1024, 1, 2, memory=24_000_000_000)
 
 
 def test_bench_tells_a_table_and_writes_every_run(run: Run, tmp_path: Path) -> None:
@@ -167,7 +178,63 @@ def test_interrupted_what_was_measured_is_kept_and_marked(
 
 
 def test_the_room_set_aside_for_text_is_enough(vlm: VLM) -> None:
-    assert measure(vlm, picture(), Case(64, 1), 2).text_tokens < TEXT_POSITIONS
+    assert measure(vlm, picture(), Case(64, 1), 2).text_tokens < fitting.TEXT_POSITIONS
+
+
+def test_the_picture_alone_has_no_text(vlm: VLM) -> None:
+    run = measure(vlm, picture(), Case(128, 1, asks=False), 2)
+    assert (run.image_tokens, run.text_tokens) == (4, 0)
+
+
+def test_of_the_default_sizes_those_that_fit_are_taken() -> None:
+    how = {"batch": 1, "tokens": 32, "width": 2}
+    defaults = fitting.SIZES
+    everything = fitting.chosen(None, defaults, VARIANTS["7b"], "7b", memory=64 * 10**9, **how)
+    assert everything == list(defaults)
+    least = fitting.needed(VARIANTS["7b"], 512, 1, 2)
+    assert fitting.chosen(None, defaults, VARIANTS["7b"], "7b", memory=least, **how) == [256, 512]
+    with pytest.raises(ConfigError, match="7b at 1024 px takes"):
+        fitting.chosen([512, 1024], defaults, VARIANTS["7b"], "7b", memory=least, **how)
+    short = replace(TINY, text=replace(TINY.text, context=120))
+    assert fitting.chosen(None, defaults, short, "tiny", memory=10**9, **how) == [256]
+    tight = replace(TINY, text=replace(TINY.text, context=100))
+    with pytest.raises(ConfigError, match=r"256 px make 16 positions.*room for 4; give smaller --sizes"):
+        fitting.chosen(None, defaults, tight, "tiny", memory=10**9, **how)
+
+
+def test_the_variable_names_a_model_only_where_none_is_given(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MODEL_VARIABLE, "nowhere")
+    done = run("bench", "--random", "9b")
+    assert "no model '9b'" in done.err
+    done = run("bench", "--no-cold", "--sizes", 64)
+    assert "nowhere" in done.err
+
+
+@pytest.mark.parametrize("kind", [".png", ".svg"])
+def test_the_plot_is_a_picture_of_1200_px(run: Run, tmp_path: Path, kind: str) -> None:
+    drawn = tmp_path / f"b{kind}"
+    done = run("bench", "-m", MODEL, *FAST, "--no-cold", "--plot", drawn)
+    assert (done.code, done.err) == (0, "")
+    if kind == ".png":
+        assert image.open_image(drawn).size == (1200, 675)
+    else:
+        assert drawn.read_text().startswith("<?xml")
+
+
+def test_without_matplotlib_the_plot_is_refused_before_anything_is_measured(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run("bench", "-m", MODEL, *FAST, "--plot", tmp_path / "b.png")
+    assert_refused(done, "matplotlib", r"pip install 'fastvlm-mlx\[plot\]'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_before_any_run_nothing_is_drawn(tmp_path: Path) -> None:
+    plot.breakdown(None, {Case(64, 1): []}, tmp_path / "b.png")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 REFUSED = {
@@ -180,6 +247,12 @@ REFUSED = {
     "no such folder": Refusal(
         lambda at: ["bench", "-m", MODEL, "--json", at / "gone" / "b.json"], "no folder", "make it first"
     ),
+    "no folder for the plot": Refusal(
+        lambda at: ["bench", "-m", MODEL, "--plot", at / "gone" / "b.png"], "no folder", "make it first"
+    ),
+    "an unknown kind of plot": Refusal(
+        lambda at: ["bench", "-m", MODEL, "--plot", at / "b.gif"], "b.gif", "give a name that ends so"
+    ),
     "no such type": Refusal(
         lambda at: ["bench", "--random", "0.5b", "--dtype", "int3"], "'int3'", "choose one of float16"
     ),
@@ -187,6 +260,30 @@ REFUSED = {
         lambda at: ["bench", "-m", golden("apple-train"), "--no-cold", "--sizes", "16384"],
         "positions",
         "smaller",
+    ),
+    "a model the paper has no times of": Refusal(
+        lambda at: ["bench", "-m", MODEL, "--no-cold", "--paper"], "publishes no times", "leave --paper out"
+    ),
+    "an unknown rival": Refusal(lambda at: ["bench", "--against", "vit-g"], "'vit-g'", "choose from vit-l"),
+    "a size that a rival does not read": Refusal(
+        lambda at: ["bench", "--against", "llava-onevision", "--sizes", "1024"], "multiples of 384", "leave"
+    ),
+    "a rival and a roofline": Refusal(
+        lambda at: ["bench", "--against", "fastvit", "--roofline"], "--against", "leave"
+    ),
+    "a batch against a rival": Refusal(
+        lambda at: ["bench", "--against", "fastvit", "--batch", 2], "--batch 2", "leave --batch out"
+    ),
+    "a plan without a time": Refusal(lambda at: ["bench", "--plan"], "needs --ttft", "give both"),
+    "a time without a plan": Refusal(lambda at: ["bench", "--ttft", "1s"], "--ttft", "give both"),
+    "a time without a unit": Refusal(
+        lambda at: ["bench", "--plan", "--ttft", "200"], "'200'", "with its unit, such as 200ms"
+    ),
+    "no memory": Refusal(
+        lambda at: ["bench", "--plan", "--ttft", "1s", "--memory", "0GB"], "'0GB'", "such as 4GB"
+    ),
+    "a plan for one's own model": Refusal(
+        lambda at: ["bench", "--plan", "--ttft", "1s", "-m", MODEL], "--plan", "leave --model"
     ),
 }
 
@@ -210,4 +307,4 @@ def test_memory_of_a_random_model_is_checked_before_it_is_made(
     monkeypatch.setattr(untrained, "build", None)
     done = run("bench", "--random", "7b")
     assert done.code == 1
-    assert "7b at 1536 px takes" in done.err
+    assert "7b at 256 px takes" in done.err

@@ -107,13 +107,6 @@ def test_a_token_reads_every_weight_once_and_all_keys_and_values() -> None:
     assert later.macs - one.macs == 99 * attention
 
 
-def test_a_batch_reads_weights_once() -> None:
-    ops = cost.language(SMALL, 1, 9)
-    one, four = cost.total(ops), cost.total(op.times(4) for op in ops)
-    assert (four.macs, four.weights) == (4 * one.macs, one.weights)
-    assert (four.moved, four.cached) == (4 * one.moved, 4 * one.cached)
-
-
 def test_quantized_weights_take_their_bits_a_scale_and_a_bias() -> None:
     import mlx.core as mx
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from checkpoints import LAYOUT_OF, golden, stored
+import synthetic
+from checkpoints import GOLDEN, LAYOUT_OF, golden, mlx_vlm_name, mlx_vlm_shape, stored
 from command import Run
 
 import fastvlm_mlx
+from fastvlm_mlx.convert.export_check import check
 from fastvlm_mlx.convert.export_swift import export
+from fastvlm_mlx.convert.export_swift import tensors as tensors_of
 from fastvlm_mlx.convert.layouts import MLX_VLM
 from fastvlm_mlx.convert.reparam import BATCH_NORM_EPS
 from fastvlm_mlx.convert.run import convert
-from fastvlm_mlx.convert.swift_check import check
+from fastvlm_mlx.convert.swift_needs import TENSORS
 from fastvlm_mlx.errors import CheckpointError, ConfigError
 from fastvlm_mlx.prompt import render
+from fastvlm_mlx.tokenizer import Tokenizer
 
 ErrorOf = Callable[[Any, Any], float]
 CONFIG = "config.json"
@@ -61,6 +66,31 @@ def test_what_is_fused_already_is_written_as_it_was(tmp_path: Path) -> None:
     theirs = stored(golden("mlx-vlm-f32"))
     for name, array in stored(out).items():
         assert mx.array_equal(array, theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "count"),
+    [("0.5b", True, 879), ("0.5b", False, 880), ("1.5b", False, 928), ("7b", False, 928)],
+)
+def test_full_sizes_export_with_exactly_the_names_and_shapes_required(
+    name: str, tied: bool, count: int, tmp_path: Path
+) -> None:
+    source = tmp_path / name
+    synthetic.write(source, name)
+    listed = json.loads((GOLDEN / "real" / f"tensors_{name}.json").read_text())["tensors"]
+    required = {mlx_vlm_name(key): mlx_vlm_shape(key, tuple(shape)) for key, shape in listed.items()}
+    required.pop(None)
+    saying(CONFIG, "tie_word_embeddings", tied)(source)
+    if tied:
+        del required["language_model.lm_head.weight"]
+    made = tensors_of(source, Tokenizer.load(source), None, mx.float16)
+    assert {key: array.shape for key, array in made.stored.items()} == required
+    assert len(required) == count
+    packed = tensors_of(source, Tokenizer.load(source), 4, mx.float16).stored
+    scales = [key for key in packed if key.endswith(".scales")]
+    assert len(scales) == 7 * made.config.text.layers + (1 if made.config.text.tied else 2)
+    patterns = [re.compile(pattern) for pattern, _ in TENSORS]
+    assert all(any(pattern.fullmatch(key) for pattern in patterns) for key in packed)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])

@@ -94,6 +94,35 @@ def test_the_rows_that_stay_are_kept_whole() -> None:
         assert mx.array_equal(found, mx.concatenate([before[2:], after], axis=2))
 
 
+def test_what_was_trimmed_is_written_over() -> None:
+    keys, values = keys_and_values(600)
+    cache = KVCache()
+    cache.trim(3)  # of nothing, nothing
+    cache.extend(keys[:, :, :400], values[:, :, :400])
+    cache.trim(500)
+    assert cache.offset == 400
+    cache.trim(250)
+    k, v = cache.extend(keys[:, :, 100:300], values[:, :, 100:300])
+    for found, whole in ((k, keys), (v, values)):
+        expected = mx.concatenate([whole[:, :, :250], whole[:, :, 100:300]], axis=2)
+        assert mx.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("positions", [0, 1, 255, 256, 300, 999])
+def test_forks_do_not_write_into_each_other(positions: int) -> None:
+    keys, values = keys_and_values(400)
+    cache = KVCache()
+    cache.extend(keys[:, :, :300], values[:, :, :300])
+    other = cache.fork(positions)
+    held = min(positions, 300)
+    assert (cache.offset, other.offset) == (300, held)
+    theirs, _ = other.extend(values[:, :, :50], keys[:, :, :50])
+    ours, _ = cache.extend(keys[:, :, 300:], values[:, :, 300:])
+    assert mx.array_equal(ours, keys)
+    assert mx.array_equal(theirs, mx.concatenate([keys[:, :, :held], values[:, :, :50]], axis=2))
+    assert KVCache().fork(5).arrays == []
+
+
 # --- in the decoder ---
 
 LENGTH = 300  # crosses the first step

@@ -24,6 +24,7 @@ from fastvlm_mlx.train.scenes import (
     HELD_OUT,
     KINDS,
     NAMES,
+    PITCH,
     SHAPES,
     SIDE,
     SIZES,
@@ -134,7 +135,7 @@ def test_nothing_in_a_scene_shares_a_slot_of_the_targets(both: list[Scene]) -> N
     for one in both:
         target = cells(one)
         assert np.count_nonzero(target.shape) == len(one.things)
-        assert np.count_nonzero(target.glyphs) == sum(len(line.text) for line in one.lettering())
+        assert np.count_nonzero(target.glyphs) == sum(len(line.text) for line in one.spelled())
         assert np.count_nonzero(target.bars) == (len(one.chart.bars) if one.chart else 0)
         assert np.count_nonzero(target.sign) == (one.sign is not None)
 
@@ -142,7 +143,7 @@ def test_nothing_in_a_scene_shares_a_slot_of_the_targets(both: list[Scene]) -> N
 def test_targets_spell_the_text_and_name_the_things(both: list[Scene]) -> None:
     for one in both:
         target = cells(one)
-        for line in one.lettering():
+        for line in one.spelled():
             row = target.glyphs[int(line.y // CELL)].reshape(-1)
             assert "".join(GLYPHS[i - 1] for i in row if i).find(line.text) >= 0
         for thing in one.things:
@@ -151,17 +152,18 @@ def test_targets_spell_the_text_and_name_the_things(both: list[Scene]) -> None:
             assert tuple(SIZES)[target.size[thing.cell] - 1] == thing.size
 
 
-def test_everything_lies_in_the_picture_and_letters_keep_near_the_middle_of_their_row(
+def test_everything_lies_in_the_picture_and_letters_keep_near_the_middle_of_their_row_and_column(
     both: list[Scene],
 ) -> None:
     for one in both:
         for line in one.lettering():
             cap, right = line.style.cap, line.x + (len(line.text) - 1) * line.advance
-            assert line.advance >= 17 or len(line.text) == 1
             assert abs(line.y % CELL - CELL / 2) <= 14.5
             assert cap / 2 <= line.y <= SIDE - cap / 2
-            assert line.advance / 2 <= line.x
-            assert right + line.advance / 2 <= SIDE
+            assert 0.4 * line.advance <= line.x
+            assert right + 0.4 * line.advance <= SIDE
+        for line in one.spelled():
+            assert all(abs(x % PITCH - PITCH / 2) <= 3.01 for _, x in line.letters())
         for thing in one.things:
             for at, place in zip((thing.y, thing.x), thing.cell, strict=True):
                 assert CELL * place <= at - thing.span / 2 + 0.01
@@ -169,8 +171,8 @@ def test_everything_lies_in_the_picture_and_letters_keep_near_the_middle_of_thei
         if one.chart:
             assert len({int(bar.x // 32) for bar in one.chart.bars}) == len(one.chart.bars)
             tops = sorted(bar.top for bar in one.chart.bars)
-            assert tops[1] - tops[0] >= 11.99
-            assert tops[-1] - tops[-2] >= 11.99
+            assert tops[1] - tops[0] >= 19.99
+            assert tops[-1] - tops[-2] >= 19.99
 
 
 def test_things_and_letters_stand_out_from_the_background(both: list[Scene]) -> None:

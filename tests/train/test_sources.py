@@ -42,8 +42,15 @@ def test_pages_come_first_and_have_letters_in_every_row() -> None:
     lettered = (batch.cells["glyphs"].reshape(4, 4, -1) > 0).any(-1)
     assert lettered[:2].all()
     assert not lettered[2:].all()
-    squares, slots = (batch.cells[name] for name in (scenes.LETTERS, "glyphs"))
-    assert ((squares > 0).sum((1, 2)) == (slots > 0).sum((1, 2))).all()
+
+
+def test_kinds_come_alike_often_where_asked_for() -> None:
+    many = dataclasses.replace(CELLS, batch=60)
+    signs = [
+        (SOURCE.batch(stage, 0, 0, Share()).cells["sign"] > 0).any((1, 2)).sum()
+        for stage in (many, dataclasses.replace(many, alike=True))
+    ]
+    assert signs[1] > signs[0] + 3  # 12 are expected instead of 4
 
 
 def test_symbols_are_questions_about_cells_without_their_pictures(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""`export --target coreml`: the vision tower, alone or with its projector, as fastvithd.mlpackage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from .. import __version__, atomic, checkpoint
+from ..config import ModelConfig
+from ..errors import ConfigError
+from ..image import check_options
+from ..tokenizer import Tokenizer
+from . import app_check, card, coreml, export_card, exporting
+from .exporting import Exported
+from .run import read
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the program is built; `size` None is the model's own picture size."""
+
+    size: int | None = None
+    precision: str = "float16"
+    weights: str | None = None
+    projector: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            check_options(self.size, "pad")
+        if self.precision not in coreml.PRECISIONS:
+            raise ConfigError(
+                f"no precision {self.precision!r}; choose one of {', '.join(coreml.PRECISIONS)}"
+            )
+        if self.weights not in (None, *coreml.WEIGHTS):
+            raise ConfigError(f"no weights {self.weights!r}; choose one of {', '.join(coreml.WEIGHTS)}")
+
+    @property
+    def told(self) -> str:
+        return f"{self.precision}, weights in {self.weights}" if self.weights else self.precision
+
+
+def export(
+    source: Path,
+    destination: Path,
+    options: Options,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """The result whole or absent. `progress` counts steps. The source is only read."""
+    exporting.refuse(source, destination, None, overwrite)
+    layout, config, _ = read(source, Tokenizer.load(source))
+    coreml.require()
+    licences = card.licences(source)
+    notice = card.notice(licences)
+    needed = package_bytes(source, options)
+    with atomic.new_directory(destination, overwrite=overwrite, needs_bytes=needed) as folder:
+        for name, content in licences.items():
+            (folder / name).write_bytes(content)
+        write_package(source, folder, options, notice, progress)
+        report = app_check.check_package(folder)
+        facts = export_card.Facts(source.name, layout, __version__, config.text.hidden_size, options.told)
+        page = export_card.render(facts, export_card.TARGETS["coreml"], report, notice)
+        (folder / "README.md").write_text(page, encoding="utf-8")
+        exporting.require_healthy(report, source)
+        written = exporting.bytes_of(folder)
+    return Exported(destination, written, report, notice)
+
+
+def write_package(
+    source: Path,
+    folder: Path,
+    options: Options,
+    notice: str | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    config, weights = _tower(source)
+    size = options.size or config.image.size
+    progress(0, 3)
+    built = coreml.program(weights, config.vision, size, options.projector)
+    del weights
+    progress(1, 3)
+    notes = {"picture": f"{size} px, RGB in [0, 1]", "precision": options.told}
+    model = coreml.package(built, options.precision, options.weights, notes)
+    model.license = notice or ""
+    del built
+    progress(2, 3)
+    coreml.save(model, folder)
+    progress(3, 3)
+
+
+def package_bytes(source: Path, options: Options) -> int:
+    """At most, as packing makes it smaller."""
+    _, weights = _tower(source)
+    names = ("vision.", "projector.") if options.projector else ("vision.",)
+    count = sum(array.size for name, array in weights.items() if name.startswith(names))
+    return count * (4 if options.precision == "float32" else 2)
+
+
+def _tower(source: Path) -> tuple[ModelConfig, dict[str, mx.array]]:
+    """The run form, dense; nothing is read yet."""
+    _, config, weights = read(source, Tokenizer.load(source))
+    config, dense = checkpoint.dequantized(config, weights)
+    return config, {name: array for name, array in dense.items() if not name.startswith("language.")}

@@ -1,0 +1,224 @@
+"""A conversation in a terminal, or with whatever writes lines: answers on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import tell
+from .dropped import dropped
+from .errors import ConfigError, FastVLMError, PromptError
+from .generate import Answer, Event, Finished, collect
+from .image import Source, fetch, open_image
+from .preview import inline
+from .prompt import Picture, positions
+from .sampling import Options
+from .session import Session
+
+PROMPT = "> "
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What holds for every question."""
+
+    max_tokens: int
+    sampling: Options
+    image_size: int | None
+    image_mode: str | None
+    reference: bool
+    preview: bool
+
+
+@dataclass(slots=True)
+class Chat:
+    session: Session
+    how: How
+    interactive: bool  # somebody watches: errors and ctrl-C end one answer, and not the program
+    file: Path | None = None  # where /save writes if it is not told
+    waiting: list[Picture] = field(default_factory=list)  # for the next question
+    last: Answer | None = None
+
+    def show(self, source: Source) -> None:
+        """Put a picture to the next question."""
+        opened = open_image(source, reference=self.how.reference)
+        if self.how.preview and sys.stderr.isatty() and (shown := inline(opened, os.environ)):
+            tell.say(shown)
+        picture = self.session.vlm.picture(
+            opened, self.how.image_size, self.how.image_mode, reference=self.how.reference
+        )
+        self.waiting.append(picture)
+        if sys.stderr.isatty():
+            height, width = picture.pixels.shape[1:3]
+            read = f"read as {width}×{height}, {picture.positions} tokens"
+            tell.say(f"[{opened.width}×{opened.height} pixels, {read}; it goes with the next question]")
+
+    def ask(self, text: str) -> None:
+        """Ask, and show the answer as it comes. Stopped, what was said stays."""
+        session, before, self.last = self.session, self.session.turns, None
+        events = session.stream(text, self.waiting, max_tokens=self.how.max_tokens, **self.how.sampling)
+        told: list[Event] = []
+        try:
+            told.extend(tell.printed(_announced(events, bool(self.waiting))))
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            events.close()  # type: ignore[attr-defined]
+            tell.print_line("")
+            kept = session.turns != before
+            tell.say("[stopped]" if kept else "[stopped; nothing had been said, so nothing was asked]")
+        sys.stdout.flush()
+        if told and isinstance(told[-1], Finished):
+            self.last = collect(iter(told))
+        if session.turns != before:
+            self.waiting.clear()
+            if gone := len(before) + 1 - len(session.turns):
+                tell.say(f"[the context is full: the {gone} oldest turn(s) went out of it]")
+
+    def answer(self, line: str) -> None:
+        """A line that was typed: a command, dropped pictures, a question, or pictures and a question."""
+        word, _, rest = line.strip().partition(" ")
+        if command := COMMANDS.get(word):
+            command.do(self, rest.strip())
+            return
+        paths, question = dropped(line)
+        if not paths and word.startswith("/"):
+            raise PromptError(f"no command and no file {word}; /help lists the commands")
+        for path in paths:
+            self.show(path)
+        if question:
+            self.ask(question)
+
+
+def talk(chat: Chat, read: Callable[[], str]) -> None:
+    """Until the lines end."""
+    while True:
+        try:
+            line = read()
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            if not chat.interactive:
+                raise
+            tell.say("\n[ctrl-D or /exit leaves]")
+            continue
+        try:
+            chat.answer(line)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not chat.interactive:
+                raise
+            tell.say("\n[stopped]")
+        except FastVLMError as error:
+            if not chat.interactive:
+                raise
+            tell.say(f"[{' '.join(str(error).splitlines())}]")
+    if chat.interactive:
+        tell.say("")  # the shell's prompt begins a line
+
+
+def _announced(events: Iterator[Event], pictures: bool) -> Iterator[Event]:
+    """Say that something is going on until something comes."""
+    if not sys.stderr.isatty():
+        yield from events
+        return
+    sys.stderr.write("looking…" if pictures else "reading…")
+    sys.stderr.flush()
+    try:
+        first = next(events, None)
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+    if first is not None:
+        yield first
+    yield from events
+
+
+# --- commands ---
+
+
+def _image(chat: Chat, rest: str) -> None:
+    paths, left = dropped(rest)
+    if not rest:
+        raise PromptError("/image takes a picture: a path or an http(s) address")
+    if rest == "-":
+        raise ConfigError("standard input is where the questions come from; name a file")
+    for path in paths:
+        chat.show(path)
+    if left:
+        chat.show(fetch(os.path.expanduser(left)))
+
+
+def _clear(chat: Chat, rest: str) -> None:
+    chat.session.clear()
+    chat.waiting.clear()
+    chat.last = None
+    tell.say("[a new conversation]")
+
+
+def _system(chat: Chat, rest: str) -> None:
+    if rest:
+        chat.session.system = "" if rest == "-" else rest
+    system = chat.session.system
+    tell.say(f"[system prompt: {'the usual one' if system is None else system or 'none'}]")
+
+
+def _stats(chat: Chat, rest: str) -> None:
+    session, features = chat.session, chat.session.features
+    taken = positions(session.prompt())
+    if chat.last is not None:
+        tell.say(tell.stats(chat.last))
+    tell.say(
+        f"context  {taken} of {session.context} positions, {len(session.turns)} turn(s), "
+        f"{session.nbytes / 1e6:.1f} MB of keys and values\n"
+        f"pictures {len(features)} kept, {features.nbytes / 1e6:.1f} MB"
+    )
+
+
+def _history(chat: Chat, rest: str) -> None:
+    for turn in chat.session.turns:
+        shown = f"[{len(turn.pictures)} picture(s)] " if turn.pictures else ""
+        tell.say(f"{PROMPT}{shown}{turn.question}\n{turn.text}\n")
+
+
+def _save(chat: Chat, rest: str) -> None:
+    file = Path(os.path.expanduser(rest)) if rest else chat.file
+    if file is None:
+        raise PromptError("/save takes the name of a file")
+    chat.session.save(file)
+    chat.file = file
+    tell.say(f"[saved, {file.stat().st_size / 1e6:.1f} MB; chat --resume {file} goes on with it]")
+
+
+def _exit(chat: Chat, rest: str) -> None:
+    raise EOFError
+
+
+def _help(chat: Chat, rest: str) -> None:
+    width = max(len(f"{name} {command.takes}") for name, command in COMMANDS.items())
+    for name, command in COMMANDS.items():
+        tell.say(f"{f'{name} {command.takes}':<{width}}  {command.help}")
+    tell.say("Anything else is a question; pictures dropped onto the terminal go with it or with the next.")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    do: Callable[[Chat, str], None]
+    takes: str
+    help: str
+
+
+COMMANDS = {
+    "/image": Command(_image, "PATH", "put a picture to the next question; an http(s) address works too"),
+    "/clear": Command(_clear, "", "begin a new conversation"),
+    "/system": Command(_system, "[TEXT]", "another system prompt, - for none; by itself shows it"),
+    "/history": Command(_history, "", "what was asked and answered"),
+    "/stats": Command(_stats, "", "where the last answer's time went, and what is kept"),
+    "/save": Command(_save, "[FILE]", "write the conversation to a file, or to its file once more"),
+    "/help": Command(_help, "", "this"),
+    "/exit": Command(_exit, "", "leave; ctrl-D does too"),
+}

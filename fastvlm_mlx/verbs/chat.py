@@ -1,0 +1,111 @@
+"""`fastvlm-mlx chat`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import tell
+from ..config import STRIDE
+from ..errors import ConfigError, DataError
+from .options import (
+    AdapterPath,
+    Dtype,
+    ImageMode,
+    ImageSize,
+    MaxTokens,
+    MinP,
+    Model,
+    Reference,
+    RepetitionPenalty,
+    Revision,
+    Seed,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    named,
+)
+
+
+def chat(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE]...", help="Pictures for the first question: paths or http(s) addresses."
+        ),
+    ] = None,
+    model: Model = None,
+    adapter: AdapterPath = None,
+    system: System = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on with a conversation that /save wrote.")
+    ] = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    seed: Seed = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    image_size: ImageSize = None,
+    image_mode: ImageMode = None,
+    reference: Reference = False,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    preview: Annotated[
+        bool, typer.Option("--preview/--no-preview", help="Show pictures, in terminals that can.")
+    ] = True,
+) -> None:
+    """Talk about pictures in the terminal.
+
+    A picture is looked at once; later questions read their own words alone. Drop pictures onto the terminal,
+    type their paths, or use /image; /help lists the commands. Ctrl-C stops an answer, ctrl-D leaves. Lines
+    piped in are answered one after another.
+
+    \b
+    Examples:
+      fastvlm-mlx chat cat.jpg --model 0.5b
+      fastvlm-mlx chat -m 1.5b --system "Answer in one sentence." --temp 0.7
+      fastvlm-mlx chat -m 0.5b --resume cats.session
+    """
+    name = named(model)
+    if "-" in (images or []):
+        raise ConfigError("standard input is where the questions come from; name a file")
+    if resume is not None and not resume.is_file():
+        raise DataError(f"{resume}: no such file; name a conversation that /save wrote")
+
+    from ..image import check_options, fetch, open_image
+    from ..sampling import Options, Sampling
+
+    check_options(STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode)
+    pictures = [open_image(fetch(source), reference=reference) for source in images or []]
+    sampling: Options = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    Sampling(**sampling)  # says what is wrong with them before a model is loaded
+
+    from .. import vlm as runtime
+    from ..chat import PROMPT, Chat, How, talk
+    from ..lines import reader
+    from ..session import Session
+
+    vlm = runtime.load(name, dtype, revision=revision, adapter=adapter)
+    session = Session(vlm) if resume is None else Session.restore(vlm, resume)
+    if system is not None:
+        session.system = system
+    how = How(max_tokens, sampling, image_size, image_mode, reference, preview)
+    talking = Chat(session, how, sys.stdin is not None and sys.stdin.isatty(), resume)
+    if talking.interactive:
+        tell.say(f"[{name}, {str(vlm.dtype).removeprefix('mlx.core.')}; /help lists the commands]")
+    for picture in pictures:
+        talking.show(picture)
+    talk(talking, reader(PROMPT))
