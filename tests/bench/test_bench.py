@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -158,18 +158,8 @@ def test_a_cold_start_is_a_process_that_answers(run: Run) -> None:
     assert "cold start" in done.out
 
 
-def test_interrupted_what_was_measured_is_kept_and_marked(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = measuring.interleaved
-
-    def interrupted(*arguments: Any) -> Iterator[object]:
-        for number, told in enumerate(whole(*arguments)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield told
-
-    monkeypatch.setattr(measuring, "interleaved", interrupted)
+@pytest.mark.usefixtures("interrupted")
+def test_interrupted_what_was_measured_is_kept_and_marked(run: Run, tmp_path: Path) -> None:
     done = run("bench", "-m", MODEL, *FAST, "--no-cold", "--json", tmp_path / "b.json")
     assert done.code == 130
     body = json.loads((tmp_path / "b.json").read_text())
