@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import tell
+from .decoding import Event, Finished
 from .dropped import dropped
 from .errors import ConfigError, FastVLMError, PromptError
-from .generate import Answer, Event, Finished, collect
+from .generate import Answer, collect
 from .image import Source, fetch, open_image
 from .preview import inline
 from .prompt import Picture, positions

@@ -20,8 +20,9 @@ import mlx.core as mx
 import numpy as np
 
 from . import checkpoint, generate, saved
+from .decoding import Event, Finished, Token
 from .errors import DataError, PromptError
-from .generate import Answer, Event, Finished, Token
+from .generate import Answer
 from .memory import Features, Prefix, rows
 from .prompt import Picture, Prompt, Text, assemble, opening, positions, render
 from .sampling import Options, Sampling

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .convert.run import Converted
-    from .generate import Answer, Event
+    from .decoding import Event
+    from .generate import Answer
 
 
 def print_line(text: str) -> None:
@@ -22,7 +23,7 @@ def say(text: str) -> None:
 
 def printed(events: Iterator[Event]) -> Iterator[Event]:
     """Show the answer as it comes."""
-    from .generate import Finished, Token
+    from .decoding import Finished, Token
 
     for event in events:
         if isinstance(event, Token):

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from . import checkpoint, generate, hub, image, lora, neural_engine
 from .checkpoint import Loaded
 from .config import STRIDE, ImageConfig, ModelConfig, Quantization
+from .decoding import Event
 from .errors import ConfigError, ImageError
-from .generate import Answer, Event
+from .generate import Answer
 from .models.fastvlm import FastVLM
 from .prompt import Picture, Prompt, assemble, render
 from .sampling import Options, Sampling
@@ -155,8 +156,8 @@ class VLM:
         """An answer to each prompt, in order; `batch` prompts are held and answered at a time.
 
         Each is what `generate` would answer, but for the rounding of sums, which depends on how many go
-        together. Of the prompts held, those of equal length are answered side by side and a `Picture` in
-        several of them is encoded once: put such prompts next to each other.
+        together. A `Picture` in several of the prompts held is encoded once, and prompts of equal length
+        are read side by side: put such prompts next to each other.
         """
         if batch < 1:
             raise ConfigError(f"batch is {batch}; answer at least 1 prompt at a time")

@@ -18,11 +18,11 @@ FLOORS = (
     "image tokenizer prompt tensorfile sampling kernels models.cache dataset preview dropped lines",
     "models.vision models.projector models.qwen2 neural_engine",
     "models.fastvlm memory saved",
-    "lora",
+    "lora decoding",
     "checkpoint hub generate",
     "vlm convert",
     "session",
-    "bench evaluate train",
+    "bench evaluate train serve",
     "tell",
     "chat",
     "verbs",
@@ -92,7 +92,7 @@ def test_the_converter_does_not_squat_a_common_name() -> None:
 
 def test_evaluation_happens_only_where_it_is_expected() -> None:
     allowed = {
-        "generate",
+        "decoding",
         "checkpoint",
         "tensorfile",
         "saved",

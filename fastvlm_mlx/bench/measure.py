@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .. import generate, image
-from ..generate import Finished, Prefilled, Token
+from ..decoding import Finished, Prefilled, Token
 from ..prompt import Picture, Prompt
 from ..vlm import VLM
 
