@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from .memory import Features
 from .models.cache import KVCache
@@ -65,8 +67,8 @@ Event = Prefilled | Token | Finished
 class Form(Protocol):
     """What an answer must look like: which ids may come next, told what came."""
 
-    def allowed(self) -> mx.array:
-        """(vocabulary,), of bools"""
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """(vocabulary,)"""
 
     def said(self, token: int) -> None: ...
 
@@ -183,7 +185,7 @@ class Batch:
         logits = logits.astype(mx.float32)
         free = logits
         if row.form is not None:
-            logits = mx.where(row.form.allowed(), logits, -mx.inf)
+            logits = mx.where(mx.array(row.form.allowed()), logits, -mx.inf)
         id = row.sampler(logits)
         if row.likeliest is not None:
             logprobs = free - mx.logsumexp(free)

@@ -13,7 +13,7 @@ import fastvlm_mlx
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     "errors blas progress",
-    "strict atomic",
+    "strict atomic amounts",
     "config",
     "image tokenizer prompt tensorfile sampling kernels models.cache dataset preview dropped lines",
     "models.vision models.projector models.qwen2 neural_engine",

@@ -70,10 +70,8 @@ class KVCache:
         other.offset = self.offset - empty
         if self._keys is not None and self._values is not None:
             held = slice(row, row + 1), slice(None), slice(empty, self.offset)
-            other._keys, other._values = (
-                self._keys[held] + 0,
-                self._values[held] + 0,
-            )  # no part of the batch's
+            # Copies: a part of the batch's arrays would keep them whole.
+            other._keys, other._values = self._keys[held] + 0, self._values[held] + 0
         return other
 
     def _emptied(self, end: int) -> list[int]:

@@ -40,7 +40,7 @@ class Question:
     max_tokens: int | None = None  # None: as many as the context has room for
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     likeliest: int | None = None  # of how many ids to tell the logprobs with each token
-    form: Callable[[], Form] | None = None  # what the answer must look like
+    form: Form | None = None  # what the answer must look like; of this answer alone
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +124,7 @@ class Engine:
     def _run(self) -> None:
         try:
             loaded: VLM | BaseException = self._load()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised by who started the thread
             loaded = error
         with self._changed:
             self._loaded = loaded
@@ -141,7 +141,7 @@ class Engine:
             try:
                 self._begin(loaded, tickets)
                 self._step()
-            except Exception as error:  # whatever it was, the next question may fare better
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next question may fare better
                 for ticket in [*tickets, *self._answering.values()]:
                     ticket.end(Failed(error))
                 self._answering.clear()
@@ -179,7 +179,7 @@ class Engine:
                 Detokenizer(vlm.tokenizer),
                 room if question.max_tokens is None else min(room, question.max_tokens),
                 question.likeliest,
-                question.form and question.form(),
+                question.form,
             )
             began = time.perf_counter()
             hidden = read(vlm.model, vlm.model.embed(rest, seen.features), prefix.caches, self._step)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .. import tell
+from ..amounts import seconds, size_bytes
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -201,8 +202,8 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
     from ..bench.variants import VARIANTS
     from ..checkpoint import DTYPES
 
-    budget_s, machine = planning.seconds(ttft), this_machine()
-    room = min(planning.size_bytes(memory) if memory else float(memory_bytes()), float(memory_bytes()))
+    budget_s, machine = seconds(ttft, "--ttft"), this_machine()
+    room = min(size_bytes(memory, "--memory") if memory else float(memory_bytes()), float(memory_bytes()))
     dtype = _dtype(asked.dtype)
     variants = [asked.random] if asked.random else list(VARIANTS)
     for variant in variants:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fastvlm_mlx import VLM, Event, Finished, Prefilled, Prompt, PromptError, Sampling, Token
@@ -194,8 +195,9 @@ class Only:
     def __init__(self, vocabulary: int, ids: list[int]):
         self._vocabulary, self._ids = vocabulary, list(ids)
 
-    def allowed(self) -> mx.array:
-        return mx.arange(self._vocabulary) == self._ids[0]
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        found: npt.NDArray[np.bool_] = np.arange(self._vocabulary) == self._ids[0]
+        return found
 
     def said(self, token: int) -> None:
         assert token == self._ids.pop(0)
@@ -205,7 +207,7 @@ def test_a_form_is_kept_among_answers_that_have_none(vlm: VLM, engine: Engine) -
     wanted = [5, 9, 300, 7, 5]
     stop = min(vlm.config.eos_token_ids)
     free = [ask(engine, vlm.prompt("Hello"), 4 + n) for n in range(3)]
-    formed = ask(engine, vlm.prompt("Hello"), 20, form=lambda: Only(vlm.tokenizer.size, [*wanted, stop]))
+    formed = ask(engine, vlm.prompt("Hello"), 20, form=Only(vlm.tokenizer.size, [*wanted, stop]))
     assert formed.ids() == tuple(wanted)
     expected = vlm.generate("Hello", max_tokens=6).ids
     assert [told.ids() for told in free] == [expected[: 4 + n] for n in range(3)]
