@@ -22,7 +22,7 @@ FLOORS = (
     "checkpoint hub generate",
     "vlm convert",
     "session",
-    "bench evaluate train",
+    "bench evaluate serve train",
     "tell",
     "chat",
     "verbs",
