@@ -228,7 +228,7 @@ def _json(body: bytes) -> dict[str, Any]:
 def _typed(value: Any, kind: type[T], at: str) -> T:
     if kind is float and type(value) is int and abs(value) < 2**1000:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         found = f"{at} is {_short(value)}; {_CALLED[kind]} is expected"
         raise Refused(found, param=at, code="invalid_type")
     if isinstance(value, str) and not _whole(value):
@@ -272,7 +272,7 @@ def _max_tokens(request: _Object) -> int | None:
 
 def _sampling(request: _Object) -> Sampling:
     fields = ((name, request.get(name, kind)) for name, kind in _SAMPLING.items())
-    given = {name: value for name, value in fields if value is not None}
+    given: dict[str, Any] = {name: value for name, value in fields if value is not None}
     if -(2**63) <= given.get("seed", 0) < 0:  # OpenAI's are signed
         given["seed"] += 2**64
     for name, value in given.items():
