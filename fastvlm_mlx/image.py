@@ -115,21 +115,25 @@ def squared(image: Image.Image, size: int, mode: str) -> Image.Image:
     return image.resize((size, size), bicubic, box=(box[0] * x, box[1] * y, box[2] * x, box[3] * y))
 
 
-def open_image(source: Source, *, reference: bool = False) -> Image.Image:
-    """The picture as a person sees it, mode "RGB", fully decoded; see the module for `reference`."""
+def open_image(source: Source, *, reference: bool = False, most_pixels: int | None = None) -> Image.Image:
+    """The picture as a person sees it, mode "RGB", fully decoded; see the module for `reference`.
+
+    Encoded pictures of more than `most_pixels` (else MAX_PIXELS) are refused by their headers.
+    """
     name = _name(source)
+    most = MAX_PIXELS if most_pixels is None else most_pixels
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source), name, reference)
     if isinstance(source, Image.Image):
         return _rgb(source, name, reference)
     if isinstance(source, bytes):
-        return _rgb(_identify(io.BytesIO(source), name), name, reference)
+        return _rgb(_identify(io.BytesIO(source), name, most), name, reference)
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(f"cannot read a picture from {name}; pass a path, bytes, a PIL image or an array")
     try:
         with open(source, "rb") as file:
             stream = file if file.seekable() else io.BytesIO(file.read())
-            return _rgb(_identify(stream, name), name, reference)
+            return _rgb(_identify(stream, name, most), name, reference)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = _line(getattr(error, "strerror", None) or error)
         raise ImageError(f"cannot read {name} ({reason}); pass the path of a readable picture") from error
@@ -187,9 +191,9 @@ def _download(url: str) -> bytes:
     return data
 
 
-def _identify(stream: IO[bytes], name: str) -> Image.Image:
-    """PIL.Image.open, except that it refuses by MAX_PIXELS: Pillow's own limit is one global that other
-    threads see, so it is left alone. PostScript is left out: Pillow would run it as a program."""
+def _identify(stream: IO[bytes], name: str, most_pixels: int) -> Image.Image:
+    """PIL.Image.open, except that it refuses by our limit: Pillow's own is one global that other threads
+    see, so it is left alone. PostScript is left out: Pillow would run it as a program."""
     head = stream.read(64)
     if not head:
         raise ImageError(f"{name} is empty (0 bytes); download or copy it again")
@@ -214,9 +218,9 @@ def _identify(stream: IO[bytes], name: str) -> Image.Image:
             except _BROKEN as error:
                 failure = failure or (error if accept else None)
                 continue
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > most_pixels:
                 size = f"{image.width}×{image.height}"
-                raise ImageError(f"{name} is {size}, more than {MAX_PIXELS} pixels; make it smaller")
+                raise ImageError(f"{name} is {size}, more than {most_pixels} pixels; make it smaller")
             return image
     if failure:
         raise _undecodable(name, failure) from failure
