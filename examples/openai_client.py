@@ -1,7 +1,7 @@
 """Ask `fastvlm-mlx serve` with OpenAI's own package (pip install openai).
 
-    fastvlm-mlx serve -m 0.5b
-    python examples/openai_client.py cat.jpg "What is it doing?"
+fastvlm-mlx serve -m 0.5b
+python examples/openai_client.py cat.jpg "What is it doing?"
 """
 
 import base64
