@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -348,3 +349,47 @@ def test_an_errors_type_follows_from_its_status(status: int, kind: str) -> None:
         "param": None,
         "code": None,
     }
+
+
+def test_whatever_comes_is_understood_or_refused() -> None:
+    """Valid requests with values of any kind put anywhere."""
+    chosen = random.Random(0)
+    odd = [
+        None,
+        True,
+        0,
+        -1,
+        2**80,
+        1e308,
+        "",
+        "a",
+        "\ud800",
+        "<image>",
+        [],
+        {},
+        [[]],
+        [{}],
+        {"type": "text"},
+    ]
+    part = {"role": "user", "content": [text("Hi"), shown()]}
+    schema = {"name": "a", "schema": {"type": "object"}, "strict": True}
+    whole = {"model": "tiny", "messages": [{"role": "system", "content": "Be"}, part], "stream": True}
+    whole |= {"stop": ["a"], "seed": 1, "logprobs": True, "top_logprobs": 2, "tools": [], "max_tokens": 4}
+    whole |= {"response_format": {"type": "json_schema", "json_schema": schema}, "image_size": 64}
+    understood = 0
+    for _ in range(3000):
+        request = json.loads(json.dumps(whole))
+        at: Any = request
+        while True:
+            key = chosen.choice(list(at) if isinstance(at, dict) else range(len(at)))
+            if not isinstance(at[key], dict | list) or not at[key] or chosen.random() < 0.3:
+                break
+            at = at[key]
+        at[key] = chosen.choice(odd)
+        try:
+            chatml(parse(json.dumps(request).encode()).messages)
+            understood += 1
+        except Refused as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+            assert error.code  # noqa: PT017
+    assert 300 < understood < 2700
