@@ -104,16 +104,16 @@ def test_an_answer_is_read_out_once_and_whole(visit: Visit, stand_in: StandIn) -
     stand_in.manners.pause_s = 0.1
     page = visit()
     page.evaluate("""() => {
-        window.heard = [];
+        window.announced = [];
         for (const live of document.querySelectorAll('[aria-live], [role=status], [role=alert]'))
-            new MutationObserver(() => { if (live.textContent) heard.push(live.textContent); })
+            new MutationObserver(() => { if (live.textContent) announced.push(live.textContent); })
                 .observe(live, {childList: true, characterData: true, subtree: true});
     }""")
     show(page, png())
     page.click("#ask")
     says(page, SENTENCE)
     is_in_state(page, "Ready")
-    assert page.evaluate("heard") == [SENTENCE]
+    assert page.evaluate("announced") == [SENTENCE]
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])

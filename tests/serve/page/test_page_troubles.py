@@ -52,6 +52,21 @@ def test_refusals_are_explained(visit: Visit, stand_in: StandIn) -> None:
     expect(page.locator("#problem")).to_be_hidden()
 
 
+def test_without_a_question_nothing_is_asked(visit: Visit, stand_in: StandIn) -> None:
+    stand_in.manners.words = ("Well, ", *["hm, "] * 200)
+    page = visit()
+    show(page, png())
+    page.click("#ask")
+    expect(page.locator("#text")).to_contain_text("Well, hm")
+    page.fill("#prompt", " ")
+    page.press("#prompt", "Enter")
+    complains(page, "There is no question yet. Type one")
+    expect(page.locator("#prompt")).to_be_focused()
+    soon(lambda: stand_in.broken_off == 1)
+    is_in_state(page, "Ready")
+    assert len(stand_in.asked) == 1
+
+
 def test_a_busy_server_is_given_time_in_continuous_mode(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     was_in_state = notes_states(page)
@@ -100,7 +115,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Visit, stand_in: StandIn
     page.click("#ask")
     expect(lock).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-    complains(page, "The server refused: a key is needed")
+    complains(page, "This server wants a key. Ask again to give it one.")
 
 
 def test_a_refused_camera_is_explained(visit: Visit, stand_in: StandIn) -> None:
