@@ -94,9 +94,8 @@ class ImageConfig:
         if self.size < STRIDE or self.size % STRIDE:
             raise ConfigError(f"the picture size {self.size} is not a multiple of {STRIDE}")
         if self.mode not in SQUARE_MODES:
-            raise ConfigError(
-                f"no image mode {self.mode!r} of a model; choose one of {', '.join(SQUARE_MODES)}"
-            )
+            modes = ", ".join(SQUARE_MODES)
+            raise ConfigError(f"no model has image mode {self.mode!r}; choose one of {modes}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def positions(prompt: Prompt) -> int:
 def render(text: str, pictures: int, system: str | None = None) -> str:
     """One turn of ChatML with `<image>` where each picture goes; without marks, pictures come first.
 
-    >>> render("Describe.", 1)[-57:]
+    >>> render("Describe.", 1)[-55:]
     'user\\n<image>\\nDescribe.<|im_end|>\\n<|im_start|>assistant\\n'
 
     `system` None is the reference's sentence; an empty one leaves the system turn out.

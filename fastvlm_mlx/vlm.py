@@ -124,8 +124,7 @@ class VLM:
         parts = self.pictures(source, image_size, image_mode, reference=reference)
         if len(parts) != 1:
             raise ConfigError(
-                f"{len(parts)} pieces are no single picture; give `VLM.prompt` image_mode tiles, or what "
-                "`VLM.pictures` returns"
+                f"{len(parts)} pieces are no single picture; `VLM.pictures` gives and `VLM.prompt` takes them"
             )
         return parts[0]
 
@@ -150,7 +149,7 @@ class VLM:
         )
         parts = _pictures(source, reading)
         context = self.config.text.context
-        if len(parts) > 1 and (asked := positions(parts)) > context:
+        if parts is not source and len(parts) > 1 and (asked := positions(parts)) > context:
             raise PromptError(
                 f"{len(parts) - 1} tiles and their overview take {asked} positions and the model reads "
                 f"{context}; choose a smaller --grid, fewer --max-tiles or a smaller --image-size"

@@ -121,7 +121,7 @@ def test_pixels_are_taken_as_they_are(vlm: VLM) -> None:
 
 
 def test_one_picture_is_what_it_says(vlm: VLM) -> None:
-    with pytest.raises(ConfigError, match=r"5 pieces are no single picture; give `VLM\.prompt` image_mode"):
+    with pytest.raises(ConfigError, match=r"5 pieces are no single picture; `VLM\.pictures` gives"):
         vlm.picture(noise(300, 300), 128, "tiles")
     assert vlm.picture(noise(100, 100), 128, "tiles").positions == 4  # one tile shows it whole
 
@@ -140,7 +140,7 @@ def test_more_tiles_than_the_model_reads_are_counted(vlm: VLM) -> None:
 
 def test_a_bad_text_is_refused_before_pictures_are_read(vlm: VLM) -> None:
     for text in ("", "<image> and <image>?"):
-        with pytest.raises(PromptError, match="empty|marks 2 place"):
+        with pytest.raises(PromptError, match=r"empty|marks 2 place"):
             vlm.prompt(text, ["there is no such file"], **TILED)
 
 

@@ -92,6 +92,7 @@ def generate(
     Examples:
       fastvlm-mlx generate cat.jpg --model 0.5b
       fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
+      fastvlm-mlx generate plan.png -m 0.5b --image-mode tiles --grid 2x2
       fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
     """
     sources = [*(images or []), *(image or [])]
