@@ -15,6 +15,7 @@ FLOORS = (
     "errors blas progress",
     "strict atomic amounts",
     "config",
+    "reading",
     "image tokenizer prompt tensorfile sampling kernels models.cache dataset preview dropped lines",
     "models.vision models.projector models.qwen2 neural_engine",
     "models.fastvlm memory saved",

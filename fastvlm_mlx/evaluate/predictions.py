@@ -19,6 +19,7 @@ from typing import Any
 
 from ..config import Quantization
 from ..errors import DataError
+from ..reading import Reading, parsed_grid
 from .data import Row
 
 
@@ -36,6 +37,13 @@ class Settings:
     max_tokens: int
     prompt_suffix: str
     blind: bool
+    image_mode: str
+    grid: str | None = None
+    max_tiles: int | None = None
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.image_size, self.image_mode, parsed_grid(self.grid), self.max_tiles)
 
 
 def described(quantization: Mapping[str, Quantization]) -> str:

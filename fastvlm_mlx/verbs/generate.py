@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from ..config import STRIDE
 from ..errors import ConfigError, PromptError
 from .options import (
     AdapterPath,
     Dtype,
+    GridOption,
     ImageMode,
     ImageSize,
+    MaxTiles,
     MaxTokens,
     MinP,
     Model,
@@ -27,6 +28,7 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    checked_grid,
     named,
 )
 
@@ -60,6 +62,8 @@ def generate(
     repetition_penalty: RepetitionPenalty = 1.0,
     image_size: ImageSize = None,
     image_mode: ImageMode = None,
+    grid: GridOption = None,
+    max_tiles: MaxTiles = None,
     reference: Reference = False,
     dtype: Dtype = None,
     vision_backend: Annotated[
@@ -88,6 +92,7 @@ def generate(
     Examples:
       fastvlm-mlx generate cat.jpg --model 0.5b
       fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
+      fastvlm-mlx generate plan.png -m 0.5b --image-mode tiles --grid 2x2
       fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
     """
     sources = [*(images or []), *(image or [])]
@@ -103,9 +108,9 @@ def generate(
     if sources.count("-") > 1:
         raise ConfigError("standard input (-) holds one picture; name the others")
 
-    from ..image import check_options, fetch, open_image
+    from ..image import fetch, open_image
 
-    check_options(STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode)
+    cells = checked_grid(image_size, image_mode, grid, max_tiles)
     pictures = [open_image(fetch(source), reference=reference) for source in sources]
     if show:
         from ..preview import blocks
@@ -134,6 +139,8 @@ def generate(
         system,
         image_size=image_size,
         image_mode=image_mode,
+        grid=cells,
+        max_tiles=max_tiles,
         reference=reference,
     )
     events = vlm.stream(question, max_tokens=max_tokens, **sampling)
