@@ -426,7 +426,7 @@ def test_a_fetch_ends_in_time_however_slowly_it_comes(get: Get, path: str) -> No
     began = time.monotonic()
     with pytest.raises(Refused, match="timed out"):
         get(path, fetch_s=0.3)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
 
 
 def test_a_look_up_ends_in_time(get: Get) -> None:
@@ -434,7 +434,7 @@ def test_a_look_up_ends_in_time(get: Get) -> None:
     began = time.monotonic()
     with pytest.raises(Refused, match="timed out"):
         get("/cat.png", fetch_s=0.2, resolve=lambda *_: [str(done.wait(20))])
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     done.set()
 
 
@@ -451,9 +451,18 @@ def test_a_name_of_nobody_says_so(get: Get) -> None:
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
 def test_tls_is_held_to_the_name_not_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    making = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    making += ["-addext", "subjectAltName=DNS:pictures.test", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(making, check=True, capture_output=True)
+    making = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    making += ["-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=DNS:pictures.test"]
+    subprocess.run([*making, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     trusted = ssl.create_default_context(cafile=str(certificate))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate, key)

@@ -377,7 +377,7 @@ def test_whatever_comes_is_understood_or_refused() -> None:
     whole |= {"stop": ["a"], "seed": 1, "logprobs": True, "top_logprobs": 2, "tools": [], "max_tokens": 4}
     whole |= {"response_format": {"type": "json_schema", "json_schema": schema}, "image_size": 64}
     understood = 0
-    for _ in range(3000):
+    for _ in range(1000):
         request = json.loads(json.dumps(whole))
         at: Any = request
         while True:
@@ -392,4 +392,4 @@ def test_whatever_comes_is_understood_or_refused() -> None:
         except Refused as error:
             assert len(str(error).splitlines()) == 1  # noqa: PT017
             assert error.code  # noqa: PT017
-    assert 300 < understood < 2700
+    assert 100 < understood < 900
