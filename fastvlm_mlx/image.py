@@ -173,7 +173,7 @@ def stored_sides(path: Path) -> tuple[int, int]:
     name = _name(path)
     try:
         with open(path, "rb") as file:
-            return _identify(file, name).size
+            return _identify(file, name, MAX_PIXELS).size
     except OSError as error:
         reason = _line(error.strerror or error)
         raise ImageError(f"cannot read {name} ({reason}); pass the path of a readable picture") from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..config import STRIDE, ModelConfig
+from ..decoding import PIXELS_AT_ONCE
 from ..errors import ConfigError
-from ..generate import PIXELS_AT_ONCE
 from ..reading import Sides
 from . import cost
 

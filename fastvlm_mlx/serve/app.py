@@ -78,8 +78,14 @@ def application(settings: Settings, vlm: VLM, engine: Engine) -> Starlette:
     ]
     around = [Middleware(_Counting, metrics=service.counted)]
     if settings.origins:
-        allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
-        around.append(Middleware(CORSMiddleware, allow_origins=list(settings.origins), **allowed))
+        around.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+            )
+        )
     handlers = dict.fromkeys((FastVLMError, HTTPException, ClientDisconnect, Exception), _refused)
     return Starlette(routes=routes, middleware=around, exception_handlers=handlers)
 
@@ -228,7 +234,11 @@ class _Service:
     async def _events(self, question: Question) -> AsyncGenerator[Event]:
         """As the model's thread tells them; whoever stops reading leaves the model's batch."""
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Event | Failed]()
-        ticket = self._engine.ask(question, lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
+
+        def tell(event: Event | Failed) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, event)
+
+        ticket = self._engine.ask(question, tell)
         try:
             while True:
                 event = await told.get()
