@@ -45,6 +45,8 @@ class Reading:
             raise ConfigError(f"max-tiles is {self.max_tiles}; choose 1 or more, such as {MAX_TILES}")
         most = MAX_TILES if self.max_tiles is None else self.max_tiles
         if self.grid is not None:
+            if not (isinstance(self.grid, tuple) and [type(side) for side in self.grid] == [int, int]):
+                raise ConfigError(f"no grid {self.grid!r}; give (columns, rows), such as (2, 2)")
             if min(self.grid) < 1:
                 raise ConfigError(f"a grid of {named(self.grid)} has no tiles; choose 1x1 or more")
             count = math.prod(self.grid)
@@ -66,13 +68,9 @@ class Reading:
         >>> Reading(512, "tiles", (2, 2)).label
         '512 tiles 2x2'
         """
-        told = [
-            str(self.size),
-            self.mode if self.mode != "pad" else "",
-            named(self.grid) if self.grid else "",
-        ]
-        most = "" if self.max_tiles is None or self.grid else f"at most {self.max_tiles}"
-        return " ".join(filter(None, [*told, most]))
+        mode = "" if self.mode == "pad" else self.mode
+        tiles = f"at most {self.max_tiles}" if self.max_tiles else ""
+        return " ".join(filter(None, [str(self.size), mode, named(self.grid) if self.grid else tiles]))
 
     @property
     def by_picture(self) -> bool:
@@ -110,7 +108,7 @@ def parsed_grid(text: str | None) -> Grid | None:
     if text is None:
         return None
     columns, _, rows = text.partition("x")
-    if not (columns.isdecimal() and rows.isdecimal()):
+    if not (columns.isdecimal() and rows.isdecimal() and len(text) < 20):
         raise ConfigError(f"no grid {text!r}; give columns and rows, such as 2x2 or 3x1")
     return int(columns), int(rows)
 

@@ -128,6 +128,9 @@ def test_without_a_number_of_tiles_there_are_at_most_llavas() -> None:
         ({"size": 100, "mode": "native"}, "choose 64 or 128"),
         ({"grid": (2, 2)}, "image mode pad has no tiles; choose tiles"),
         ({"mode": "native", "max_tiles": 4}, "image mode native has no tiles; choose tiles"),
+        ({"mode": "tiles", "grid": "2x2"}, r"no grid '2x2'; give \(columns, rows\)"),
+        ({"mode": "tiles", "grid": (2,)}, r"give \(columns, rows\)"),
+        ({"mode": "tiles", "grid": (2.0, 2)}, r"give \(columns, rows\)"),
         ({"mode": "tiles", "grid": (0, 2)}, "0x2 has no tiles; choose 1x1"),
         ({"mode": "tiles", "max_tiles": 0}, "max-tiles is 0; choose 1 or more"),
         (
@@ -147,7 +150,20 @@ def test_what_cannot_be_is_refused(wrong: dict[str, object], says: str) -> None:
 def test_a_grid_is_columns_and_rows() -> None:
     assert parsed_grid("3x2") == (3, 2)
     assert parsed_grid(None) is None
-    for wrong in ("", "3", "x", "3x", "x2", "3x2x1", "-1x2", "2 x 2", "a x b", "2X2", "2×2"):
+    for wrong in (
+        "",
+        "3",
+        "x",
+        "3x",
+        "x2",
+        "3x2x1",
+        "-1x2",
+        "2 x 2",
+        "a x b",
+        "2X2",
+        "2×2",
+        f"{'9' * 5000}x1",
+    ):
         with pytest.raises(ConfigError, match=r"no grid .* give columns and rows, such as 2x2"):
             parsed_grid(wrong)
 
