@@ -6,11 +6,13 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from live_page import DESK, Page, Visit
 from stand_in import StandIn
+
+if TYPE_CHECKING:  # where there is no playwright, it skips the tests that import it
+    from live_page import Page, Visit
 
 BROWSERS = (
     "chromium",
@@ -74,6 +76,8 @@ def insecure_origin(stand_in: StandIn) -> str:
 @pytest.fixture
 def visit(browser: Any, stand_in: StandIn, origin: str, insecure_origin: str) -> Iterator[Visit]:
     """Opens the page. Whatever it did: nothing in its console, no request to anywhere else."""
+    from live_page import DESK
+
     pages: list[Page] = []
     told: list[str] = []
     requests: list[str] = []

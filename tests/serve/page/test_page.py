@@ -82,7 +82,7 @@ def test_continuous_mode_asks_again_as_the_camera_moves_and_skips_frames_meanwhi
     film(page)
     watch(page)
     soon(lambda: stand_in.finished >= 3)
-    says(page, SENTENCE)
+    soon(lambda: page.evaluate("page.text.textContent") == SENTENCE)  # until the next one begins
     assert stand_in.most_at_once == 1
     assert stand_in.broken_off == 0
     page.keyboard.press("Escape")
