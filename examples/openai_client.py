@@ -6,6 +6,7 @@ python examples/openai_client.py cat.jpg "What is it doing?"
 
 import base64
 import mimetypes
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from openai import OpenAI
 
 
 def main(picture: str, question: str = "Describe the picture in one sentence.") -> None:
-    client = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")
+    server = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8080/v1")
+    client = OpenAI(base_url=server, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     kind = mimetypes.guess_type(picture)[0] or "image/jpeg"
     url = f"data:{kind};base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
     stream = client.chat.completions.create(

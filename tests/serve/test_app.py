@@ -5,25 +5,23 @@ from __future__ import annotations
 import base64
 import io
 import json
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
-from command import COMMAND, MODEL, clean_environment
-from conftest import Server  # type: ignore[attr-defined]
 from PIL import Image
+from served import NAME, Server
 
 from fastvlm_mlx import VLM
 
-NAME = "golden"
+ROOT = Path(__file__).parents[2]
 Started = Callable[..., Server]
 
 
@@ -335,40 +333,3 @@ def test_metrics_count_what_happened(started: Started) -> None:
     assert told["fastvlm_first_token_seconds_count"] == "2.0"
     assert told["fastvlm_picture_misses"] == "1.0"
     assert float(told["fastvlm_prompt_tokens_known"]) > 0
-
-
-# --- the command
-
-
-@contextmanager
-def command(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and its address."""
-    told = [*COMMAND, "serve", "-m", MODEL, "--port", 0, *arguments]
-    with subprocess.Popen(
-        list(map(str, told)), stderr=subprocess.PIPE, text=True, env=clean_environment()
-    ) as process:
-        try:
-            assert process.stderr
-            address = next(line for line in process.stderr if line.startswith("page "))
-            yield process, address.split()[1].rstrip("/")
-        finally:
-            process.kill()
-
-
-def test_stopped_it_ends_the_answers_that_have_begun() -> None:
-    asked = body(model=MODEL.name, stream=True, max_tokens=300)
-    with command() as (process, origin), httpx.Client(base_url=origin, timeout=60) as client:
-        with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            process.terminate()
-            assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert process.wait(30) == 0
-
-
-def test_a_port_that_is_taken_is_said_at_once(run: Callable[..., Any], server: Server) -> None:
-    port = server.origin.rpartition(":")[2]
-    ran = run("serve", "-m", MODEL, "--port", port)
-    assert ran.code == 1
-    assert f"port {port}" in ran.err
-    assert len(ran.err.splitlines()) == 1
