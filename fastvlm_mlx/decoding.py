@@ -59,6 +59,8 @@ class Finished:
     tokens: int  # the stop token not counted
     decode_s: float  # after the first token
     peak_bytes: int
+    guessed: int = 0  # tokens that a guesser proposed
+    right: int = 0  # those that were said
 
 
 Event = Prefilled | Token | Finished
@@ -73,6 +75,13 @@ class Form(Protocol):
     def said(self, token: int) -> None: ...
 
 
+class Guesser(Protocol):
+    """Proposes what may come next, to be checked by the model in one go."""
+
+    def guess(self, said: Sequence[int], most: int) -> Sequence[int]:
+        """At most so many ids after all that was said."""
+
+
 @dataclass(slots=True, eq=False)
 class Row:
     """One answer in the making."""
@@ -82,10 +91,19 @@ class Row:
     room: int  # tokens at most
     likeliest: int | None = None  # of how many ids to tell the logprobs; None tells none
     form: Form | None = None
+    guesser: Guesser | None = None  # of use to one who answers greedily and alone
     said: int = 0
     done: bool = False  # leaves before the next step; who loses interest may set it
     began: float = 0.0
     told: list[tuple[mx.array, ...]] = field(default_factory=list)  # logprobs of tokens still to be looked at
+    ids: list[int] = field(default_factory=list)  # what was said, for the guesser
+    guessed: int = 0
+    right: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Nothing but the likeliest token is wanted."""
+        return self.sampler.greedy and self.form is None and self.likeliest is None
 
 
 class Batch:
@@ -117,35 +135,61 @@ class Batch:
             row.began, row.done = began, row.room == 0
 
     def step(self) -> list[tuple[Row, Token | Finished]]:
-        """A token of each answer; with its last, that it is finished."""
+        """A token of each answer, or several where they were guessed; with its last, that it is finished."""
         self._sweep()
         if not self.rows:
             return []
+        if len(self.rows) == 1 and self.rows[0].plain and self.rows[0].guesser:
+            return self._leap(self.rows[0], self.rows[0].guesser)
         self._said = self._following() if self._next is None else self._next
         self._next = None
         if any(row.said + 1 < row.room for row in self.rows) and all(row.form is None for row in self.rows):
             self._next = self._following()
             mx.async_eval(self._next)
         ids: list[int] = self._said.tolist()  # type: ignore[assignment]
-        events: list[tuple[Row, Token | Finished]] = []
-        for row, id in zip(self.rows, ids, strict=True):
-            told = row.told.pop(0) if row.told else None
-            if id in self._stop_ids:
-                events.append((row, self.finish(row, "stop")))
-                continue
-            row.said += 1
-            if row.form is not None:
-                row.form.said(id)
-            events.append((row, Token(id, row.detokenizer.add(id), *_told(told))))
-            if row.said == row.room:
-                events.append((row, self.finish(row, "length")))
+        return [event for row, id in zip(self.rows, ids, strict=True) for event in self._look(row, id)]
+
+    def _leap(self, row: Row, guesser: Guesser) -> list[tuple[Row, Token | Finished]]:
+        """The next token, and with it as many as were guessed rightly: all are read in one go."""
+        first = self._following() if self._next is None else self._next
+        ids: list[int] = first.tolist()  # type: ignore[assignment]
+        events = self._look(row, ids[0])
+        self._said, self._next = first, None
+        if row.done:
+            return events
+        guess = list(guesser.guess(row.ids, row.room - row.said))
+        rows = self.model.language.embedding(mx.array([[ids[0], *guess]]))
+        hidden = self.model.language(rows, self._caches)[0]
+        chosen: list[int] = self._choose([row], hidden).tolist()  # type: ignore[assignment]
+        right = next((n for n, id in enumerate(guess) if id != chosen[n]), len(guess))
+        row.guessed, row.right = row.guessed + len(guess), row.right + right
+        for cache in self._caches:
+            cache.trim(cache.offset - (len(guess) - right))
+        for id in guess[:right]:
+            if not row.done:
+                events += self._look(row, id)
+        self._next = mx.array(chosen[right : right + 1])
         return events
+
+    def _look(self, row: Row, id: int) -> list[tuple[Row, Token | Finished]]:
+        """What the next token of an answer means for it."""
+        told = row.told.pop(0) if row.told else None
+        if id in self._stop_ids:
+            return [(row, self.finish(row, "stop"))]
+        row.said += 1
+        if row.form is not None:
+            row.form.said(id)
+        if row.guesser is not None:
+            row.ids.append(id)
+        token = Token(id, row.detokenizer.add(id), *_told(told))
+        return [(row, token), *([(row, self.finish(row, "length"))] if row.said == row.room else [])]
 
     def finish(self, row: Row, reason: Literal["stop", "length"]) -> Finished:
         """Let an answer end here."""
         row.done = True
         decode_s = time.perf_counter() - row.began
-        return Finished(reason, row.detokenizer.finish(), row.said, decode_s, mx.get_peak_memory())
+        owed, peak = row.detokenizer.finish(), mx.get_peak_memory()
+        return Finished(reason, owed, row.said, decode_s, peak, row.guessed, row.right)
 
     def caches_of(self, row: Row) -> list[KVCache]:
         """What was read for an answer, and the answer itself; until the next step."""
@@ -174,9 +218,9 @@ class Batch:
         return self._choose(self.rows, self.model.language(rows, self._caches)[:, -1])
 
     def _choose(self, rows: Sequence[Row], hidden: mx.array) -> mx.array:
-        """(B, d) -> (B,)"""
+        """(B, d) -> (B,); of one row also at several positions"""
         logits = self.model.language.logits(hidden)[:, : self._tokenizer.size]  # padding is never said
-        if all(row.sampler.greedy and row.form is None and row.likeliest is None for row in rows):
+        if all(row.plain for row in rows):
             return mx.argmax(logits, axis=-1)
         return mx.stack([self._chosen(row, of_row) for row, of_row in zip(rows, logits, strict=True)])
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from .decoding import Batch, Event, Finished, Prefilled, Row, Seen, Token, read, see
+from .decoding import Batch, Event, Finished, Guesser, Prefilled, Row, Seen, Token, read, see
 from .errors import PromptError
 from .memory import Features, Prefix
 from .models.cache import KVCache
@@ -30,11 +30,13 @@ def stream(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     prefix: Prefix | None = None,
     features: Features | None = None,
+    guesser: Guesser | None = None,
 ) -> Iterator[Event]:
     """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end.
 
     What `prefix` and the prompt begin with in common is not read again; afterwards `prefix` knows the prompt
-    and the answer as far as it came. Pictures that `features` knows are not encoded again.
+    and the answer as far as it came. Pictures that `features` knows are not encoded again. What a `guesser`
+    proposes is checked several tokens at a time, if the answer is greedy.
     """
     _refuse_beyond(context, [prompt])
     mx.reset_peak_memory()
@@ -44,6 +46,7 @@ def stream(
     seen = see(_pictures([rest]), model, features)
     batch = Batch(model, tokenizer, stop_ids)
     row = _row(tokenizer, sampling, room)
+    row.guesser = guesser
     prefill_s = _begin(batch, [row], [rest], seen, caches)
     yield replace(_prefilled(rest, seen, prefill_s), reused_tokens=reused)
     for _, event in _decoded(batch, [row]):
@@ -171,6 +174,8 @@ class Answer:
     decode_s: float
     peak_bytes: int
     reused_tokens: int = 0
+    guessed: int = 0  # tokens that were proposed, and how many of them were right
+    right: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -200,5 +205,7 @@ def collect(events: Iterator[Event]) -> Answer:
                     decode_s=event.decode_s,
                     peak_bytes=event.peak_bytes,
                     reused_tokens=prefilled.reused_tokens,
+                    guessed=event.guessed,
+                    right=event.right,
                 )
     raise ValueError("the stream ended before it finished")

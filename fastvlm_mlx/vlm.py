@@ -15,9 +15,10 @@ import numpy.typing as npt
 from . import checkpoint, generate, hub, image, lora, neural_engine
 from .checkpoint import Loaded
 from .config import STRIDE, ImageConfig, ModelConfig, Quantization
-from .decoding import Event
+from .decoding import Event, Guesser
 from .errors import ConfigError, ImageError, PromptError
 from .generate import Answer
+from .guessing import Both, Draft, Repetitions
 from .models.fastvlm import FastVLM
 from .prompt import Picture, Prompt, assemble, positions, render, spread
 from .reading import Grid, Reading
@@ -164,26 +165,58 @@ class VLM:
         return self.model.language.logits(hidden)[0]
 
     def stream(
-        self, prompt: Prompt | str, *, max_tokens: int = 512, **sampling: Unpack[Options]
+        self,
+        prompt: Prompt | str,
+        *,
+        max_tokens: int = 512,
+        draft: VLM | None = None,
+        repetitions: bool = False,
+        **sampling: Unpack[Options],
     ) -> Iterator[Event]:
         """Events as they happen: `Prefilled`, a `Token` each, `Finished`.
 
         Greedy unless told otherwise by the fields of `Sampling`: temperature, top_p, top_k, min_p,
-        repetition_penalty, seed.
+        repetition_penalty, seed. A greedy answer can be guessed, and the guesses checked several tokens at
+        a time, without changing it: by a smaller model of the same tokenizer, `draft`, or from what the
+        prompt and the answer have said before, `repetitions`.
         """
+        asked = self.prompt(prompt) if isinstance(prompt, str) else prompt
         return generate.stream(
             self.model,
             self.tokenizer,
-            self.prompt(prompt) if isinstance(prompt, str) else prompt,
+            asked,
+            guesser=self._guesser(asked, draft, repetitions),
             stop_ids=self.config.eos_token_ids,
             context=self.config.text.context,
             max_tokens=max_tokens,
             sampling=Sampling(**sampling),
         )
 
-    def generate(self, prompt: Prompt | str, *, max_tokens: int = 512, **sampling: Unpack[Options]) -> Answer:
+    def _guesser(self, prompt: Prompt, draft: VLM | None, repetitions: bool) -> Guesser | None:
+        repeated = Repetitions(prompt) if repetitions else None
+        if draft is None:
+            return repeated
+        if draft.tokenizer.size != self.tokenizer.size:
+            raise ConfigError(
+                f"the draft model has {draft.tokenizer.size} tokens and this one {self.tokenizer.size}; "
+                "take a smaller model of the same family"
+            )
+        drafted = Draft(draft.model, prompt, self.tokenizer.size, self.config.eos_token_ids)
+        return drafted if repeated is None else Both(repeated, drafted)
+
+    def generate(
+        self,
+        prompt: Prompt | str,
+        *,
+        max_tokens: int = 512,
+        draft: VLM | None = None,
+        repetitions: bool = False,
+        **sampling: Unpack[Options],
+    ) -> Answer:
         """The whole answer with its timings; takes what `stream` takes."""
-        return generate.collect(self.stream(prompt, max_tokens=max_tokens, **sampling))
+        return generate.collect(
+            self.stream(prompt, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
+        )
 
     def answers(
         self,

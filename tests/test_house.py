@@ -20,7 +20,7 @@ FLOORS = (
     "models.vision models.projector models.qwen2 neural_engine",
     "models.fastvlm memory saved",
     "lora decoding",
-    "checkpoint hub generate",
+    "checkpoint hub generate guessing",
     "vlm convert",
     "session",
     "bench evaluate train serve",

@@ -126,7 +126,7 @@ def _say(rng: np.random.Generator, key: str, *words: str, **named: str) -> str:
 
 def _find(scene: Scene, rng: np.random.Generator) -> Question:
     """All there is, by what one kind of question looks up."""
-    keys = ("by shape", "by colour", "beside") if scene.things else ("find",)
+    keys = ("by shape", "by shape", "by colour", "beside") if scene.things else ("find",)
     key = pick(rng, ("find", "by height") if scene.chart else keys)
     match key:
         case "by shape":
