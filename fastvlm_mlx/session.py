@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Unpack
 
@@ -24,7 +25,8 @@ from .decoding import Event, Finished, Token
 from .errors import DataError, PromptError
 from .generate import Answer
 from .memory import Features, Prefix, rows
-from .prompt import Picture, Prompt, Text, assemble, opening, positions, render
+from .prompt import Picture, Prompt, Text, assemble, opening, positions, render, spread
+from .reading import Grid
 from .sampling import Options, Sampling
 from .saved import Saved, SavedTurn
 from .vlm import VLM, Image
@@ -89,7 +91,7 @@ class Session:
         """All that would be read for a question; without one, the conversation so far."""
         if text is None:
             return self._joined(self.turns)
-        asked = self._asked(text, [self.vlm.picture(source) for source in images])
+        asked = self._asked(*_spread(text, [self.vlm.pictures(source) for source in images]))
         return self._joined(self._remembered(asked, max_tokens)) + asked
 
     def stream(
@@ -100,6 +102,8 @@ class Session:
         max_tokens: int = 512,
         image_size: int | None = None,
         image_mode: str | None = None,
+        grid: Grid | None = None,
+        max_tiles: int | None = None,
         reference: bool = False,
         **sampling: Unpack[Options],
     ) -> Iterator[Event]:
@@ -110,9 +114,13 @@ class Session:
         """
         if self._answering:
             raise PromptError("the session is still answering; read that answer to its end, or close it")
-        pictures = tuple(
-            self.vlm.picture(source, image_size, image_mode, reference=reference) for source in images
-        )
+        shown = [
+            self.vlm.pictures(
+                source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference
+            )
+            for source in images
+        ]
+        text, pictures = _spread(text, shown)
         asked = self._asked(text, pictures)
         remembered = self._remembered(asked, max_tokens)
         events = generate.stream(
@@ -152,6 +160,8 @@ class Session:
         max_tokens: int = 512,
         image_size: int | None = None,
         image_mode: str | None = None,
+        grid: Grid | None = None,
+        max_tiles: int | None = None,
         reference: bool = False,
         **sampling: Unpack[Options],
     ) -> Answer:
@@ -162,6 +172,8 @@ class Session:
             max_tokens=max_tokens,
             image_size=image_size,
             image_mode=image_mode,
+            grid=grid,
+            max_tiles=max_tiles,
             reference=reference,
             **sampling,
         )
@@ -265,6 +277,11 @@ class Session:
             if turn is not newest and needed + sum(taken.values()) > self.context * _KEPT_SHARE:
                 del taken[turn]
         return tuple(taken)
+
+
+def _spread(text: str, shown: Sequence[Sequence[Picture]]) -> tuple[str, tuple[Picture, ...]]:
+    """Pictures in pieces have a mark for each piece."""
+    return spread(text, [len(parts) for parts in shown]), tuple(chain.from_iterable(shown))
 
 
 def _fingerprint(vlm: VLM) -> str:

@@ -94,6 +94,16 @@ def test_a_question_about_tiles_is_answered_as_one_about_as_many_pictures(vlm: V
     assert batched.ids == expected.ids
 
 
+def test_a_conversation_about_tiles_is_answered_as_a_fresh_run(vlm: VLM) -> None:
+    session = Session(vlm)
+    first = session.generate("What?", [WIDE], max_tokens=8, **TILED)
+    assert first.ids == vlm.generate(vlm.prompt("What?", [WIDE], **TILED), max_tokens=8).ids
+    asked = session.prompt("And of this?", [vlm.pictures(TALL, **TILED)])
+    second = session.generate("And of this?", [TALL], max_tokens=8, **TILED)
+    assert second.ids == vlm.generate(asked, max_tokens=8).ids
+    assert (second.image_tokens, len(session.features)) == (5 * 4, 10)
+
+
 def test_a_native_picture_is_one_of_another_shape(vlm: VLM, relative_error: ErrorOf) -> None:
     prompt = vlm.prompt("What?", [WIDE], image_size=256, image_mode="native")
     [picture] = shown(prompt)
