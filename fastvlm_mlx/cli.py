@@ -13,6 +13,7 @@ import typer
 from . import __version__, tell
 from .errors import FastVLMError
 from .verbs.bench import bench
+from .verbs.caption import caption
 from .verbs.chat import chat
 from .verbs.convert import convert
 from .verbs.doctor import doctor
@@ -49,6 +50,7 @@ def root(
 _VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
+    "caption": caption,
     "convert": convert,
     "doctor": doctor,
     "export": export,

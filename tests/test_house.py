@@ -12,7 +12,7 @@ import fastvlm_mlx
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    "errors blas progress",
+    "errors blas progress journal ahead",
     "strict atomic",
     "config",
     "image tokenizer prompt tensorfile sampling kernels models.cache dataset preview dropped lines",
@@ -22,7 +22,7 @@ FLOORS = (
     "checkpoint hub generate",
     "vlm convert",
     "session",
-    "bench evaluate train",
+    "bench caption evaluate train",
     "tell",
     "chat",
     "verbs",

@@ -94,4 +94,3 @@ def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> 
 def _prompt(vlm: VLM, row: Row, pictures: Sequence[Picture], settings: Settings) -> Prompt:
     suffix = f"\n{settings.prompt_suffix}" if settings.prompt_suffix else ""
     return vlm.prompt(row.question + suffix, pictures, row.system)
-
