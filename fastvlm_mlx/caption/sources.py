@@ -29,12 +29,14 @@ PICTURES = (
     *(".tif", ".tiff", ".webp"),
 )
 PACKED = (".gz", ".tgz", ".xz", ".bz2", ".zst", ".zip")
+_END = tarfile.BLOCKSIZE  # zeros
 BESIDE = ("txt", "json", "cls")  # what templates can name of a tar
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     items: tuple[Item, ...]  # in a stable order
+    files: frozenset[str]  # that were read or are to be, by absolute path
     left_out: int  # files that are no pictures by their names
 
 
@@ -42,7 +44,8 @@ def find(sources: Sequence[str], how: Reading, limit: int | None = None) -> Foun
     others: Counter[str] = Counter()
     items: list[Item] = []
     seen: Counter[str] = Counter()
-    for item in _items(sources, how, others):
+    files: set[str] = set()
+    for item in _items(sources, how, files, others):
         seen[item.key] += 1
         count = seen[item.key]
         items.append(item if count == 1 else replace(item, key=f"{item.key}#{count}"))
@@ -50,12 +53,11 @@ def find(sources: Sequence[str], how: Reading, limit: int | None = None) -> Foun
             break
     if not items:
         raise DataError(_nothing(sources, others))
-    return Found(tuple(items), others.total())
+    return Found(tuple(items), frozenset(files), others.total())
 
 
-def _items(sources: Sequence[str], how: Reading, others: Counter[str]) -> Iterator[Item]:
+def _items(sources: Sequence[str], how: Reading, given: set[str], others: Counter[str]) -> Iterator[Item]:
     alone = len(sources) == 1
-    given: set[str] = set()
     for source in sources:
         if os.path.isdir(source):
             yield from _below(source, source if alone else "", given, others)
@@ -126,6 +128,11 @@ def _packed(source: str, given: set[str]) -> Iterator[Item]:
             for member in tar:
                 if member.isfile():
                     members.append((PurePosixPath(member.name), member.offset_data, member.size))
+            end = tar.offset
+        with open(source, "rb") as file:
+            file.seek(end)
+            if file.read(_END) != bytes(_END):  # tarfile itself takes whatever comes for the end
+                torn = "damaged or cut short (it has no end); copy or download it again"
     except (tarfile.TarError, EOFError, ValueError) as error:
         torn = f"damaged or cut short ({error}); copy or download it again"
     except OSError as error:

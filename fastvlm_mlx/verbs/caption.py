@@ -122,6 +122,8 @@ def caption(
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures; check --images")
     found = find(sources, Reading(images, column, fields), limit)
+    if str(out.absolute()) in found.files:
+        raise DataError(f"{out}: is one of the sources, which are only read; choose another --out")
     wording.require(fields, found.items)
     results.check(form, out, found.items)
     if found.left_out:
