@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from .. import journal
@@ -37,8 +36,8 @@ Records = dict[str, dict[str, Any]]  # by key
 class Settings:
     """What decides the captions. Nothing of when and where."""
 
-    weights: str  # their fingerprint
     dtype: str
+    weights: str  # their fingerprint
     prompt: str
     template: bool
     system: str | None
@@ -89,9 +88,8 @@ class Part:
 class Ledger:
     """The folder, opened for one set of settings."""
 
-    def __init__(self, folder: Path, parts: int, launch: int, lifetime: FileIO):
+    def __init__(self, folder: Path, parts: int, launch: int):
         self.folder, self.parts, self.launch = folder, parts, launch
-        self._lifetime = lifetime  # its lock says that somebody is at work here
 
     def part_of(self, item: Item) -> int:
         return zlib.crc32(item.together.encode()) % self.parts
@@ -131,14 +129,6 @@ class Ledger:
         with _said_of(path), path.open("r+b", buffering=0) as file:
             yield locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lifetime.close()
-
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:04}.jsonl"
 
@@ -161,20 +151,19 @@ def announced(folder: Path) -> int | None:
         return None
 
 
+@contextmanager
 def opened(
     out: Path, settings: Settings, items: Sequence[Item], batch: int, launch: int, overwrite: bool
-) -> Ledger:
+) -> Iterator[Ledger]:
     """Begin, or go on with what was begun alike."""
     folder = folder_of(out)
-    path = folder / "settings.json"
-    with _said_of(path):
+    with _said_of(folder):
         folder.mkdir(exist_ok=True)
         lifetime = FileIO(folder / "launch", "a+")
-        with FileIO(path, "a+") as file:
+    with lifetime:  # its lock says that somebody is at work here
+        with _said_of(folder), FileIO(folder / "settings.json", "a+") as file:
             locked(file, fcntl.LOCK_EX)
-            file.seek(0)
-            content = file.readall()
-            begun = _begun(content, path) if content.endswith(b"\n") else None
+            begun = _begun(file)
             if overwrite and (begun is None or begun["launch"] != launch):
                 if not locked(lifetime, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     raise DataError(f"{folder}: another process is at work on it; wait for it or stop it")
@@ -188,10 +177,11 @@ def opened(
                 journal.append(file, journal.line(begun))
                 os.fsync(file.fileno())
             locked(lifetime, fcntl.LOCK_SH)
-    difference = journal.first_difference(begun["settings"], asdict(settings))
-    if difference:
-        raise DataError(f"{out}: {difference}; give the same options to go on, another --out, or --overwrite")
-    return Ledger(folder, begun["parts"], launch, lifetime)
+        if difference := journal.first_difference(begun["settings"], asdict(settings)):
+            raise DataError(
+                f"{out}: {difference}; give the same options to go on, another --out, or --overwrite"
+            )
+        yield Ledger(folder, begun["parts"], launch)
 
 
 def refuse(out: Path, overwrite: bool) -> None:
@@ -212,13 +202,20 @@ def locked(file: FileIO, how: int) -> bool:
     return True
 
 
-def _begun(content: bytes, path: Path) -> dict[str, Any]:
+def _begun(file: FileIO) -> dict[str, Any] | None:
+    """None of a file that is new, or torn: nothing was begun then."""
+    file.seek(0)
+    content = file.readall()
+    if not content.endswith(b"\n"):
+        return None
     begun = journal.parsed(content)
     match begun:
         case {"format": str(form), "launch": int(), "parts": int(parts), "settings": dict(settings)}:
-            if begun and form == FORMAT and parts > 0 and settings.keys() == set(Settings.__slots__):
+            if form == FORMAT and parts > 0 and settings.keys() == set(Settings.__slots__):
                 return begun
-    raise DataError(f"{path}: was not written by this version; choose another --out, or remove its folder")
+    raise DataError(
+        f"{file.name!s}: was not written by this version; choose another --out, or remove its folder"
+    )
 
 
 def _records(whole: bytes, path: Path) -> Records:

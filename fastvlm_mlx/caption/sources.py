@@ -129,9 +129,9 @@ def _packed(source: str, given: set[str]) -> Iterator[Item]:
                 if member.isfile():
                     members.append((PurePosixPath(member.name), member.offset_data, member.size))
             end = tar.offset
-        with open(source, "rb") as file:
-            file.seek(end)
-            if file.read(_END) != bytes(_END):  # tarfile itself takes whatever comes for the end
+        with open(source, "rb") as archive:
+            archive.seek(end)
+            if archive.read(_END) != bytes(_END):  # tarfile itself takes whatever comes for the end
                 torn = "damaged or cut short (it has no end); copy or download it again"
     except (tarfile.TarError, EOFError, ValueError) as error:
         torn = f"damaged or cut short ({error}); copy or download it again"

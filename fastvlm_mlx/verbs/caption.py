@@ -106,6 +106,7 @@ def caption(
     from ..caption.sources import find
     from ..caption.tables import Reading
     from ..image import check_options
+    from ..prompt import render
     from ..sampling import Sampling
 
     if template is not None and prompt != DEFAULT_QUESTION:
@@ -126,6 +127,8 @@ def caption(
         raise DataError(f"{out}: is one of the sources, which are only read; choose another --out")
     wording.require(fields, found.items)
     results.check(form, out, found.items)
+    if template is None:
+        render(prompt, 1, system)  # says what is wrong with them before a model is loaded
     if found.left_out:
         tell.say(f"note: {found.left_out} files are no pictures by their names and are left out")
 
