@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from albums import album, drawn, lines, records, said, shard
 from command import MODEL, Ran, Run
 
-from fastvlm_mlx import VLM, generate
+from fastvlm_mlx import VLM, generate, progress
 from fastvlm_mlx.sampling import Sampling
 
 TOKENS, SIZE = 6, 64
@@ -120,6 +121,26 @@ def test_texts_beside_a_tar_s_pictures_can_be_asked_about(
         alone(vlm, 1, "Is it a cat?"),
         alone(vlm, 2, "Is it a dog?"),
     ]
+
+
+def test_progress_counts_what_was_done_before(
+    captioned: Captioned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def bar(what: str, of: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: told.append((done, total))
+
+    monkeypatch.setattr(progress, "bar", bar)
+    photos = album(tmp_path / "photos", 8)
+    captioned(photos, "--limit", 3)
+    assert told == [(done, 3) for done in range(4)]
+    told.clear()
+    captioned(photos, "--batch", 4)
+    assert told[0] == (3, 8)
+    assert told[-1] == (8, 8)
+    assert told == sorted(told)
 
 
 # --- formats ---

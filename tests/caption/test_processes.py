@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from albums import OPTIONS, album, lines, records
+from captioning import count, killed
 from command import COMMAND, PYTHON, Ran, clean_environment, completed
 from refusals import assert_refused
 
@@ -72,11 +72,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def count(out: Path) -> int:
-    parts = out.with_name(f"{out.name}.run").glob("part-*.jsonl")
-    return sum(part.read_bytes().count(b"\n") for part in parts)
-
-
 def until(happened: Callable[[], bool]) -> None:
     began = time.monotonic()
     while not happened():
@@ -94,19 +89,9 @@ def assert_each_once(out: Path, photos: Path) -> None:
 
 def killed_and_resumed(photos: Path, out: Path, begin: Begun, kills: int) -> int:
     """-> how often it was killed before it was done"""
-    moments = random.Random(kills)
-    whole, times = sum(1 for _ in photos.iterdir()), 0
-    for kill in range(kills):
-        process = begin(*COMMAND, *arguments(photos, out))
-        share = (whole - count(out)) / (kills - kill + 1)
-        goal = count(out) + moments.uniform(0, 1.5) * share
-        until(lambda: process.poll() is not None or count(out) >= goal)  # noqa: B023
-        time.sleep(moments.uniform(0, 0.05))
-        times += process.poll() is None
-        end(process)
-        process.wait()
-    process = begin(*COMMAND, *arguments(photos, out))
-    assert process.wait(PATIENCE_S) == 0
+    whole = sum(1 for _ in photos.iterdir())
+    times = killed(lambda: begin(*COMMAND, *arguments(photos, out)), out, whole, kills)
+    assert begin(*COMMAND, *arguments(photos, out)).wait(PATIENCE_S) == 0
     return times
 
 
