@@ -125,7 +125,7 @@ def _bytes(path: Path, start: int, length: int) -> bytes:
 def _column(path: Path, column: str, group: int) -> list[bytes | None]:
     try:
         table = parquet().ParquetFile(path).read_row_group(group, columns=[column])
-    except (OSError, ValueError) as error:  # pyarrow's own errors are among them
+    except (OSError, ValueError, NotImplementedError, KeyError) as error:  # as which pyarrow raises
         raise ImageError(f"cannot read {path} ({' '.join(str(error).split())})") from None
     values = table.column(0).to_pylist()
     return [value["bytes"] if isinstance(value, dict) else value for value in values]

@@ -14,7 +14,7 @@ import fcntl
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -25,7 +25,7 @@ from .. import journal
 from ..errors import DataError
 from .items import Item
 
-MOST_PARTS = 4096
+PARTS = 256  # files at most, and how finely the work can be divided
 SYNC_S = 1.0  # what a power cut may take; a kill takes nothing
 FORMAT = "fastvlm-mlx-captions"
 
@@ -152,9 +152,7 @@ def announced(folder: Path) -> int | None:
 
 
 @contextmanager
-def opened(
-    out: Path, settings: Settings, items: Sequence[Item], batch: int, launch: int, overwrite: bool
-) -> Iterator[Ledger]:
+def opened(out: Path, settings: Settings, launch: int, overwrite: bool) -> Iterator[Ledger]:
     """Begin, or go on with what was begun alike."""
     folder = folder_of(out)
     with _said_of(folder):
@@ -171,8 +169,7 @@ def opened(
                     old.unlink(missing_ok=True)
                 begun = None
             if begun is None:
-                parts = max(1, min(MOST_PARTS, len(items) // batch))
-                begun = {"format": FORMAT, "launch": launch, "parts": parts, "settings": asdict(settings)}
+                begun = {"format": FORMAT, "launch": launch, "parts": PARTS, "settings": asdict(settings)}
                 file.truncate(0)
                 journal.append(file, journal.line(begun))
                 os.fsync(file.fileno())

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 
 from .. import ahead
 from ..errors import FastVLMError, PromptError
@@ -28,8 +26,7 @@ from .ledger import Ledger, Part, Records, Settings
 POLL_S = 1.0  # between looks at parts that others hold
 BUCKETS = 4  # batches drawn at once where prompts differ, so that those of one length go together
 
-Pixels = npt.NDArray[np.float32]
-Prepared = tuple["Task", Pixels | FastVLMError]
+Prepared = tuple["Task", Picture | FastVLMError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +54,13 @@ class Work:
         settings: Settings,
         asking: Asking,
         ledger: Ledger,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[int, int], None],
+        say: Callable[[str], None],
     ):
         self.made = 0
         self._total = 0
         self._vlm, self._settings, self._asking, self._ledger = vlm, settings, asking, ledger
-        self._progress = progress
+        self._progress, self._say = progress, say
         self._of: dict[int, list[Item]] = {}  # items by part
         self._done: dict[int, int] = {}
         self._held: list[Part] = []
@@ -76,7 +74,11 @@ class Work:
         self._done = {number: len(of) - len(self._left(of, records)) for number, of in self._of.items()}
         try:
             self._tell()
-            while numbers := self._round([number for number in numbers if number in self._of]):
+            numbers, told = [number for number in numbers if number in self._of], False
+            while numbers := self._round(numbers):
+                if not told:
+                    self._say(f"note: waiting for {self._total - self.done:,} pictures that others work on")
+                told = True
                 time.sleep(POLL_S)
         finally:
             for part in self._held:
@@ -145,17 +147,17 @@ class Work:
         how = self._settings
         try:
             source = opened(task.item)
-            return task, preprocess(source, how.image_size, how.image_mode, reference=how.reference)
+            pixels = preprocess(source, how.image_size, how.image_mode, reference=how.reference)
+            return task, Picture(mx.array(pixels[None]))
         except FastVLMError as error:
             return task, error
 
     def _prompts(self, prepared: Iterable[Prepared], asked: deque[Task]) -> Iterator[Prompt]:
         context = self._vlm.config.text.context
-        for task, pixels in prepared:
+        for task, picture in prepared:
             try:
-                if isinstance(pixels, FastVLMError):
-                    raise pixels
-                picture = Picture(mx.array(pixels)[None])
+                if isinstance(picture, FastVLMError):
+                    raise picture
                 prompt = self._vlm.prompt(task.text, [picture], self._settings.system)
                 if positions(prompt) > context:
                     raise PromptError(f"takes {positions(prompt)} positions and the model reads {context}")
@@ -174,5 +176,9 @@ class Work:
         self._done[self._ledger.part_of(task.item)] += 1
         self._tell()
 
+    @property
+    def done(self) -> int:
+        return sum(self._done.values())
+
     def _tell(self) -> None:
-        self._progress(sum(self._done.values()), self._total)
+        self._progress(self.done, self._total)

@@ -158,12 +158,13 @@ def caption(
     )
     asking = Asking(batch, fields, retry_failed)
     with (
-        ledgers.opened(out, settings, found.items, batch, crew.launch, overwrite) as ledger,
+        ledgers.opened(out, settings, crew.launch, overwrite) as ledger,
         progress.bar("captioning", "pictures") as advance,
     ):
         numbers = crew.order(ledger.parts)
-        items = [item for item in found.items if ledger.part_of(item) in set(numbers)]
-        work = Work(vlm, settings, asking, ledger, advance)
+        ours = set(numbers)
+        items = [item for item in found.items if ledger.part_of(item) in ours]
+        work = Work(vlm, settings, asking, ledger, advance, tell.say)
         began = time.perf_counter()
         work.finish(items, numbers)
         rate = work.made / (time.perf_counter() - began)

@@ -293,6 +293,8 @@ def ranks(begin: Begun, at: Path, commands: list[list[str]], *more: str) -> list
 LIMITED = """
 import resource, sys
 from fastvlm_mlx import cli
+from fastvlm_mlx.caption import ledger
+ledger.PARTS = 4  # so that one of them outgrows the settings
 count = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (count, count))
 cli.main()
