@@ -79,10 +79,11 @@ def _separated(separator: str) -> Callable[[Path, Reading], Iterator[Row]]:
 
 
 def _parquet(path: Path, how: Reading) -> Iterator[Row]:
+    open_file = parquet().ParquetFile
     import pyarrow
 
     try:
-        file = parquet().ParquetFile(path)
+        file = open_file(path)
         schema = file.schema_arrow
         column = _chosen(path, how, schema.names)
         kind = schema.field(column).type

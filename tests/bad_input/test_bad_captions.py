@@ -127,12 +127,13 @@ def test_bad_captioning_is_one_line_and_changes_nothing(
     expect_refusal(case)
 
 
+@pytest.mark.parametrize("make", [asked("-o", "c.parquet"), of("a.parquet", a__parquet="x")])
 def test_parquet_without_pyarrow_says_how_to_get_it(
-    expect_refusal: Callable[[Case], None], monkeypatch: pytest.MonkeyPatch
+    expect_refusal: Callable[[Case], None], monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    expect_refusal(Case(asked("-o", "c.parquet"), "Parquet needs pyarrow", r"pip install .*\[parquet\]"))
+    expect_refusal(Case(make, "Parquet needs pyarrow", r"pip install .*\[parquet\]"))
 
 
 @pytest.fixture

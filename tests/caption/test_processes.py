@@ -252,7 +252,6 @@ def test_ranks_divide_the_work(photos: Path, tmp_path: Path, begin: Begun, expec
     told = ranks(begin, tmp_path, [arguments(photos, out)] * 2, "--overwrite")
     shares = [int(each.split(" captions; ")[1].split()[0]) for each in told]
     assert sum(shares) == 60
-    assert min(shares) > 0
     assert out.read_bytes() == expected
     assert_each_once(out, photos)
 
