@@ -14,6 +14,7 @@ import typer
 from . import __version__, tell
 from .errors import FastVLMError
 from .verbs.bench import bench
+from .verbs.caption import caption
 from .verbs.chat import chat
 from .verbs.convert import convert
 from .verbs.doctor import doctor
@@ -53,6 +54,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
     "serve": serve,
+    "caption": caption,
     "convert": convert,
     "doctor": doctor,
     "export": export,

@@ -12,7 +12,7 @@ import fastvlm_mlx
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    "errors blas progress",
+    "errors blas progress journal ahead",
     "strict atomic amounts",
     "config",
     "reading",
@@ -23,7 +23,7 @@ FLOORS = (
     "checkpoint hub generate guessing",
     "vlm convert",
     "session",
-    "bench evaluate train serve",
+    "bench caption evaluate serve train",
     "tell",
     "chat",
     "verbs",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .. import ahead as threads
 from ..config import STRIDE
 from ..errors import ConfigError
 from ..image import pieces, stored_sides
@@ -24,7 +22,6 @@ from .metrics import AUTO, METRICS, chosen, is_yes_or_no
 from .predictions import Predictions, Settings
 
 Pixels = npt.NDArray[np.float32]
-READERS = 2  # threads that decode pictures while the model is at work
 
 
 def metric_of(name: str, data: DataSet) -> str:
@@ -97,7 +94,7 @@ def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> 
     def read(rows: list[Row]) -> list[list[Pixels]]:
         return [pieces(path, settings.reading) for path in rows[0].pictures]
 
-    for rows, read_ones in zip(groups, _ahead(read, groups, ahead), strict=True):
+    for rows, read_ones in zip(groups, threads.mapped(read, groups, ahead), strict=True):
         pictures = [tuple(Picture(mx.array(piece)[None]) for piece in one) for one in read_ones]
         for row in rows:
             yield _prompt(vlm, row, pictures, settings)
@@ -106,19 +103,3 @@ def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> 
 def _prompt(vlm: VLM, row: Row, pictures: Sequence[tuple[Picture, ...]], settings: Settings) -> Prompt:
     suffix = f"\n{settings.prompt_suffix}" if settings.prompt_suffix else ""
     return vlm.prompt(row.question + suffix, pictures, row.system)
-
-
-A = TypeVar("A")
-B = TypeVar("B")
-
-
-def _ahead(function: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
-    """`map`, with `count` results on their way before they are asked for."""
-    coming: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
-        for item in items:
-            coming.append(pool.submit(function, item))
-            if len(coming) > count:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()

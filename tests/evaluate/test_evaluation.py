@@ -260,10 +260,9 @@ def test_what_was_asked_is_not_asked_again(
 # Runs the command and kills it as the `moment`-th line is written, `share` per cent of which is on disk.
 KILLER = """
 import os, signal, sys
-from fastvlm_mlx import cli
-from fastvlm_mlx.evaluate import predictions
+from fastvlm_mlx import cli, journal
 moment, share, *sys.argv[1:] = sys.argv[1:]
-append, lines = predictions._append, []
+append, lines = journal.append, []
 
 def killed(file, line):
     lines.append(line)
@@ -272,7 +271,7 @@ def killed(file, line):
         os.kill(os.getpid(), signal.SIGKILL)
     append(file, line)
 
-predictions._append = killed
+journal.append = killed
 cli.main()
 """
 
