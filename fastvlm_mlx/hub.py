@@ -12,7 +12,8 @@ ALIASES = {
     "1.5b": "apple/FastVLM-1.5B",
     "7b": "apple/FastVLM-7B",
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PART = r"\w(?:[\w.-]*\w)?"
+_HUB_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 
 

@@ -10,7 +10,6 @@ whole, `vlm.generate(session.prompt(text))`, with the same answer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Unpack
 
 import mlx.core as mx
-import numpy as np
 
 from . import checkpoint, generate, saved
 from .decoding import Event, Finished, Token
@@ -205,7 +203,7 @@ class Session:
         if known:
             for layer, cache in enumerate(self._prefix.fork(known).caches):
                 worked_out |= zip((f"keys.{layer}", f"values.{layer}"), cache.arrays, strict=True)
-        told = Saved(_fingerprint(self.vlm), self.system, turns, known)
+        told = Saved(checkpoint.fingerprint(self.vlm.model), self.system, turns, known)
         saved.write(Path(path), told, list(shown.values()), worked_out)
 
     @classmethod
@@ -216,7 +214,7 @@ class Session:
         path = Path(path)
         told, pictures, worked_out = saved.read(path)
         session = cls(vlm, told.system, features=features, context=context)
-        same = told.model == _fingerprint(vlm)
+        same = told.model == checkpoint.fingerprint(vlm.model)
         for turn in told.turns:
             shown = tuple(pictures[number] for number in turn.pictures)
             ids = turn.ids if same else vlm.tokenizer.encode(turn.text)
@@ -282,14 +280,3 @@ class Session:
 def _spread(text: str, shown: Sequence[Sequence[Picture]]) -> tuple[str, tuple[Picture, ...]]:
     """Pictures in pieces have a mark for each piece."""
     return spread(text, [len(parts) for parts in shown]), tuple(chain.from_iterable(shown))
-
-
-def _fingerprint(vlm: VLM) -> str:
-    """Of the weights: a few of each tensor's."""
-    parameters = checkpoint.parameters(vlm.model)
-    digest = hashlib.sha256(
-        repr([(n, a.shape, str(a.dtype)) for n, a in sorted(parameters.items())]).encode()
-    )
-    some = [parameters[name].reshape(-1)[:8].astype(mx.float32) for name in sorted(parameters)]
-    digest.update(np.array(mx.concatenate(some)).tobytes())
-    return digest.hexdigest()
