@@ -16,9 +16,9 @@ from importlib import resources
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from anyio import CapacityLimiter, to_thread
 from prometheus_client import Counter
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -32,13 +32,16 @@ from ..errors import FastVLMError
 from ..prompt import assemble, positions
 from ..vlm import VLM
 from . import pictures, reply, wire
-from .engine import Engine, Failed, Question
+from .engine import Closing, Engine, Failed, Question
 from .metrics import Metrics
 from .shape import Shapes
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
+_BODY_S = 60  # for all of a request to arrive
+_DECODING = 4  # requests whose pictures are opened at a time: a large one takes hundreds of MB
+_MOST_PICTURES = 16  # of one request
 _GONE = 499  # what a client's hanging up is counted as
 _RETRY_S = (1, 60)  # what a client that is turned away may be told, at least and at most
 _PAGE_HEADERS = {
@@ -141,6 +144,7 @@ class _Service:
         self.counted = self._metrics.requests
         self._shapes = cache(lambda: Shapes(vlm.tokenizer))  # takes seconds, and few ask for it
         self._began = int(time.time())
+        self._decoding = CapacityLimiter(_DECODING)
         self._inside = 0  # requests for completions, from their first byte to their last
         self._usual_s = 1.0  # that an answer takes
         self._page = resources.files(__package__).joinpath("page.html").read_bytes()
@@ -177,7 +181,7 @@ class _Service:
         try:
             asked = wire.parse(await self._body(request))
             self._check_model(asked.model)
-            question = await run_in_threadpool(self._question, asked)
+            question = await to_thread.run_sync(self._question, asked, limiter=self._decoding)
             course = _Course(arrived, reply.Stops(asked.stop))
             head = reply.Head(
                 f"chatcmpl-{uuid.uuid4().hex}", self._settings.name, int(time.time()), asked.include_usage
@@ -269,15 +273,23 @@ class _Service:
         if kind != "application/json":  # a page of any origin could send others unasked
             raise wire.Refused(f"the content type is {kind or 'missing'}; send application/json", 415)
         most, body = self._settings.body_bytes, bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                raise wire.Refused(f"the request has more than {most} bytes; send smaller pictures", 413)
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        found = f"the request has more than {most} bytes; send smaller pictures"
+                        raise wire.Refused(found, 413)
+        except TimeoutError:
+            raise wire.Refused(f"the request did not arrive within {_BODY_S} s", 408) from None
         return bytes(body)
 
     def _question(self, asked: wire.Asked) -> Question:
         """Pictures are fetched, decoded and prepared: seconds of work, away from the event loop."""
         text, links = wire.chatml(asked.messages)
+        if len(links) > _MOST_PICTURES:
+            found = f"{len(links)} pictures in one request; at most {_MOST_PICTURES}"
+            raise wire.Refused(found, param="messages", code="too_many_images")
         shown = [
             self._vlm.picture(pictures.open_link(link, self._settings.limits), asked.image_size)
             for link in links
@@ -392,6 +404,8 @@ def _refusal(error: Exception) -> wire.Refused:
     match error:
         case wire.Refused():
             return error
+        case Closing():
+            return wire.Refused(str(error), 503)
         case FastVLMError():
             return wire.Refused(str(error))
         case HTTPException():

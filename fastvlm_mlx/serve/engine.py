@@ -27,6 +27,10 @@ from ..vlm import VLM
 _AT_ONCE = 512  # positions begun before those that are being answered have their turn again
 
 
+class Closing(FastVLMError):
+    """Too late to ask."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """In place of an answer, or of its rest."""
@@ -98,7 +102,7 @@ class Engine:
         ticket = Ticket(question, tell)
         with self._changed:
             if self._closing:
-                raise FastVLMError("the server is shutting down; ask another")
+                raise Closing("the server is shutting down; ask later")
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from PIL import Image
 from served import NAME, Server
 
 from fastvlm_mlx import VLM
+from fastvlm_mlx.serve import app
 
 ROOT = Path(__file__).parents[2]
 Started = Callable[..., Server]
@@ -287,6 +289,23 @@ def test_too_much_is_refused(server: Server, started: Started) -> None:
     small = started(body_bytes=100_000)
     assert small.post(b" " * 200_000).status_code == 413
     assert small.post(body()).status_code == 200
+
+
+def test_more_pictures_than_one_request_may_have_are_refused(server: Server) -> None:
+    crowd = [{"type": "image_url", "image_url": link(drawn(1))}] * 17
+    refused = server.post(body(messages=[user(*crowd, "?")]))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "too_many_images")
+
+
+def test_a_request_that_does_not_arrive_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_BODY_S", 0.3)
+    address = server.origin.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=60) as slow:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert slow.recv(4096).startswith(b"HTTP/1.1 408")
 
 
 def test_only_who_has_the_key_is_answered(started: Started) -> None:
