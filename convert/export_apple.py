@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..tokenizer import Tokenizer
 from . import app_check, coreml, export_card, exporting, llava, swift_files
 from .export_check import check
-from .export_coreml import Options, package_bytes, write_package
+from .export_coreml import Options, package_bytes, tower_of, write_package
 from .exporting import Exported
 from .inspection import Report
 from .layouts import APPLE_APP
@@ -43,6 +43,7 @@ def export(
     if options.projector:
         raise ConfigError("Apple's app has the projector among its tensors; leave --projector out")
     tokenizer = Tokenizer.load(source)
+    tower = tower_of(source, tokenizer)
     with mx.stream(mx.cpu):  # where float64 is
         found = exporting.source_of(source, tokenizer)
         weights, packing = exporting.packed(found, bits, dtype, source)
@@ -74,7 +75,7 @@ def export(
 
     def finish(folder: Path, notice: str | None) -> Report:
         _add_image_token(folder / TOKENIZER, tokenizer.size)
-        write_package(source, folder, options, notice)
+        write_package(tower, folder, options, notice)
         report = check(folder)
         weights = f"{export_card.kind(dtype, bits)}; {TOWER_PACKAGE} {options.told}"
         facts = export_card.Facts(source.name, layout, __version__, config.text.hidden_size, weights)
@@ -89,7 +90,7 @@ def export(
         texts,
         stored,
         finish,
-        needs_bytes=package_bytes(source, options),
+        needs_bytes=package_bytes(tower, options),
         overwrite=overwrite,
         progress=progress,
     )

@@ -52,17 +52,19 @@ def export(
 ) -> Exported:
     """The result whole or absent. `progress` counts steps. The source is only read."""
     exporting.refuse(source, destination, None, overwrite)
-    layout, config, _ = read(source, Tokenizer.load(source))
+    tower = tower_of(source, Tokenizer.load(source))
     coreml.require()
     licences = card.licences(source)
     notice = card.notice(licences)
-    needed = package_bytes(source, options)
+    needed = package_bytes(tower, options)
     with atomic.new_directory(destination, overwrite=overwrite, needs_bytes=needed) as folder:
         for name, content in licences.items():
             (folder / name).write_bytes(content)
-        write_package(source, folder, options, notice, progress)
+        write_package(tower, folder, options, notice, progress)
         report = app_check.check_package(folder)
-        facts = export_card.Facts(source.name, layout, __version__, config.text.hidden_size, options.told)
+        facts = export_card.Facts(
+            source.name, tower.layout, __version__, tower.config.text.hidden_size, options.told
+        )
         page = export_card.render(facts, export_card.TARGETS["coreml"], report, notice)
         (folder / "README.md").write_text(page, encoding="utf-8")
         exporting.require_healthy(report, source)
@@ -70,18 +72,33 @@ def export(
     return Exported(destination, written, report, notice)
 
 
+@dataclass(frozen=True)
+class Tower:
+    """The run form without its language model, dense."""
+
+    layout: str
+    config: ModelConfig
+    weights: dict[str, mx.array]  # not read yet
+
+
+def tower_of(source: Path, tokenizer: Tokenizer) -> Tower:
+    layout, config, weights = read(source, tokenizer)
+    config, dense = checkpoint.dequantized(config, weights)
+    return Tower(layout, config, {n: array for n, array in dense.items() if not n.startswith("language.")})
+
+
 def write_package(
-    source: Path,
+    tower: Tower,
     folder: Path,
     options: Options,
     notice: str | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    config, weights = _tower(source)
-    size = options.size or config.image.size
+    """Its weights are let go of on the way."""
+    size = options.size or tower.config.image.size
     progress(0, 3)
-    built = coreml.program(weights, config.vision, size, options.projector)
-    del weights
+    built = coreml.program(tower.weights, tower.config.vision, size, options.projector)
+    tower.weights.clear()
     progress(1, 3)
     notes = {"picture": f"{size} px, RGB in [0, 1]", "precision": options.told}
     model = coreml.package(built, options.precision, options.weights, notes)
@@ -92,16 +109,8 @@ def write_package(
     progress(3, 3)
 
 
-def package_bytes(source: Path, options: Options) -> int:
+def package_bytes(tower: Tower, options: Options) -> int:
     """At most, as packing makes it smaller."""
-    _, weights = _tower(source)
     names = ("vision.", "projector.") if options.projector else ("vision.",)
-    count = sum(array.size for name, array in weights.items() if name.startswith(names))
+    count = sum(array.size for name, array in tower.weights.items() if name.startswith(names))
     return count * (4 if options.precision == "float32" else 2)
-
-
-def _tower(source: Path) -> tuple[ModelConfig, dict[str, mx.array]]:
-    """The run form, dense; nothing is read yet."""
-    _, config, weights = read(source, Tokenizer.load(source))
-    config, dense = checkpoint.dequantized(config, weights)
-    return config, {name: array for name, array in dense.items() if not name.startswith("language.")}

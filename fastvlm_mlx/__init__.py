@@ -17,6 +17,7 @@ prefer_openblas()  # before anything loads mlx.core
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .decoding import Event, Finished, Prefilled, Token
     from .errors import (
         CheckpointError,
         ConfigError,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         ImageError,
         PromptError,
     )
-    from .generate import Answer, Event, Finished, Prefilled, Token
+    from .generate import Answer
     from .memory import Features
     from .prompt import Picture, Prompt, Text
     from .sampling import Sampling
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
 
 # Resolved on first use, so that `fastvlm-mlx --help` need not load MLX.
 _HOMES = {
+    "decoding": ("Event", "Finished", "Prefilled", "Token"),
     "errors": (
         *("CheckpointError", "ConfigError", "DataError", "FastVLMError"),
         *("HubError", "ImageError", "PromptError"),
     ),
-    "generate": ("Answer", "Event", "Finished", "Prefilled", "Token"),
+    "generate": ("Answer",),
     "memory": ("Features",),
     "prompt": ("Picture", "Prompt", "Text"),
     "sampling": ("Sampling",),

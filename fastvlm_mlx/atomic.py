@@ -62,6 +62,7 @@ def new_directory(destination: Path, *, overwrite: bool = False, needs_bytes: in
 def new_file(destination: Path) -> Iterator[Path]:
     """Yield a hidden sibling to write; once the block ends well, it takes the destination's place."""
     require_writable(destination)
+    _sweep(destination.absolute().parent, destination.name)
     hidden = destination.with_name(f".{destination.name}.{os.getpid()}{_PARTIAL}")
     try:
         yield hidden
@@ -148,8 +149,8 @@ def _sweep(parent: Path, name: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    if os.path.islink(path):
-        path.unlink()
+    if os.path.islink(path) or os.path.isfile(path):
+        path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
 

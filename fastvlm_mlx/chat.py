@@ -6,15 +6,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, takewhile
 from pathlib import Path
 
 from . import tell
+from .config import IMAGE_MARK
+from .decoding import Event, Finished
 from .dropped import dropped
 from .errors import ConfigError, FastVLMError, PromptError
-from .generate import Answer, Event, Finished, collect
+from .generate import Answer, collect
 from .image import Source, fetch, open_image
 from .preview import inline
-from .prompt import Picture, positions
+from .prompt import Picture, positions, spread
+from .reading import Grid
 from .sampling import Options
 from .session import Session
 
@@ -29,6 +33,8 @@ class How:
     sampling: Options
     image_size: int | None
     image_mode: str | None
+    grid: Grid | None
+    max_tiles: int | None
     reference: bool
     preview: bool
 
@@ -39,7 +45,7 @@ class Chat:
     how: How
     interactive: bool  # somebody watches: errors and ctrl-C end one answer, and not the program
     file: Path | None = None  # where /save writes if it is not told
-    waiting: list[Picture] = field(default_factory=list)  # for the next question
+    waiting: list[tuple[Picture, ...]] = field(default_factory=list)  # for the next question, in pieces
     last: Answer | None = None
 
     def show(self, source: Source) -> None:
@@ -47,19 +53,31 @@ class Chat:
         opened = open_image(source, reference=self.how.reference)
         if self.how.preview and sys.stderr.isatty() and (shown := inline(opened, os.environ)):
             tell.say(shown)
-        picture = self.session.vlm.picture(
-            opened, self.how.image_size, self.how.image_mode, reference=self.how.reference
+        how = self.how
+        parts = self.session.vlm.pictures(
+            opened,
+            how.image_size,
+            how.image_mode,
+            grid=how.grid,
+            max_tiles=how.max_tiles,
+            reference=how.reference,
         )
-        self.waiting.append(picture)
+        self.waiting.append(parts)
         if sys.stderr.isatty():
-            height, width = picture.pixels.shape[1:3]
-            read = f"read as {width}×{height}, {picture.positions} tokens"
+            height, width = parts[0].pixels.shape[1:3]
+            tiles = f" and {len(parts) - 1} tiles of it" if len(parts) > 1 else ""
+            read = f"read as {width}×{height}{tiles}, {positions(parts)} tokens"
             tell.say(f"[{opened.width}×{opened.height} pixels, {read}; it goes with the next question]")
 
     def ask(self, text: str) -> None:
         """Ask, and show the answer as it comes. Stopped, what was said stays."""
         session, before, self.last = self.session, self.session.turns, None
-        events = session.stream(text, self.waiting, max_tokens=self.how.max_tokens, **self.how.sampling)
+        events = session.stream(
+            spread(text, [len(parts) for parts in self.waiting]),
+            list(chain.from_iterable(self.waiting)),
+            max_tokens=self.how.max_tokens,
+            **self.how.sampling,
+        )
         told: list[Event] = []
         try:
             told.extend(tell.printed(_announced(events, bool(self.waiting))))
@@ -181,8 +199,12 @@ def _stats(chat: Chat, rest: str) -> None:
 
 def _history(chat: Chat, rest: str) -> None:
     for turn in chat.session.turns:
-        shown = f"[{len(turn.pictures)} picture(s)] " if turn.pictures else ""
-        tell.say(f"{PROMPT}{shown}{turn.question}\n{turn.text}\n")
+        # Pictures in pieces have a line of marks each before the question.
+        lines = turn.question.split("\n")
+        marks = list(takewhile(lambda line: not line.replace(IMAGE_MARK, "") and line, lines))
+        count, question = len(marks) or len(turn.pictures), "\n".join(lines[len(marks) :])
+        shown = f"[{count} picture(s)] " if count else ""
+        tell.say(f"{PROMPT}{shown}{question}\n{turn.text}\n")
 
 
 def _save(chat: Chat, rest: str) -> None:

@@ -6,6 +6,7 @@ A directory in any other layout is translated in memory by `fastvlm_mlx.convert`
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import NewType
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from . import lora, tensorfile
@@ -150,6 +152,14 @@ def check(config: ModelConfig, weights: Mapping[str, mx.array], where: Path) -> 
 def parameters(model: nn.Module) -> dict[str, mx.array]:
     flat: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     return dict(flat)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Of the weights: names, shapes, types and a few values of each."""
+    arrays = sorted(parameters(model).items())
+    some = mx.concatenate([array.reshape(-1)[:8].astype(mx.float32) for _, array in arrays])
+    told = repr([(name, array.shape, str(array.dtype)) for name, array in arrays])
+    return hashlib.sha256(told.encode() + np.array(some).tobytes()).hexdigest()[:16]
 
 
 def stored_dtype(weights: Mapping[str, mx.array]) -> mx.Dtype:

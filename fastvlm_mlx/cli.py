@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn
@@ -13,6 +14,7 @@ import typer
 from . import __version__, tell
 from .errors import FastVLMError
 from .verbs.bench import bench
+from .verbs.caption import caption
 from .verbs.chat import chat
 from .verbs.convert import convert
 from .verbs.doctor import doctor
@@ -22,8 +24,10 @@ from .verbs.generate import generate
 from .verbs.models import models
 from .verbs.options import MODEL_VARIABLE as MODEL_VARIABLE
 from .verbs.scenes import scenes
+from .verbs.serve import serve
 from .verbs.train import train
 
+_TERMINATED = 128 + signal.SIGTERM
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]  # Typer carries its own copy of click
 
 app = typer.Typer(
@@ -49,6 +53,8 @@ def root(
 _VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "chat": chat,
+    "serve": serve,
+    "caption": caption,
     "convert": convert,
     "doctor": doctor,
     "export": export,
@@ -58,13 +64,14 @@ _VERBS: dict[str, Callable[..., None]] = {
     "scenes": scenes,
     "models": models,
 }
-_ALONE = ("bench", "chat", "models")  # of use without arguments
+_ALONE = ("bench", "chat", "models", "serve")  # of use without arguments
 for name, verb in _VERBS.items():
     app.command(name, no_args_is_help=name not in _ALONE)(verb)
 
 
 def main() -> NoReturn:
-    """Errors are one line on stderr; ctrl-C and a closed pipe are quiet."""
+    """Errors are one line on stderr; ctrl-C, SIGTERM and a closed pipe are quiet."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that what was measured is kept
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where it was closed
             stream.reconfigure(errors="replace")  # a terminal of another encoding still gets its answer

@@ -22,6 +22,7 @@ MOST_LAYERS = 10_000  # a sane bound, so that a torn number is not built
 STRIDE = 64  # pixels per visual token, each way: the stem's 4, then four halvings
 
 IMAGE_MARK = "<image>"  # where a picture goes in a text; never a token
+SQUARE_MODES = ("pad", "crop", "stretch")  # how a picture becomes one; a model is made for one of these
 
 GROUP_SIZES = (32, 64, 128)
 BITS = (2, 3, 4, 5, 6, 8)
@@ -92,6 +93,9 @@ class ImageConfig:
     def __post_init__(self) -> None:
         if self.size < STRIDE or self.size % STRIDE:
             raise ConfigError(f"the picture size {self.size} is not a multiple of {STRIDE}")
+        if self.mode not in SQUARE_MODES:
+            modes = ", ".join(SQUARE_MODES)
+            raise ConfigError(f"no model has image mode {self.mode!r}; choose one of {modes}")
 
 
 @dataclass(frozen=True, slots=True)

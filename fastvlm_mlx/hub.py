@@ -15,7 +15,8 @@ ALIASES = {
 _ASSETS = Path(__file__).parent / "assets"
 BUILT_IN = {"tiny": _ASSETS / "tiny", "tiny-4bit": _ASSETS / "tiny-4bit"}
 DEFAULT = "tiny"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PART = r"\w(?:[\w.-]*\w)?"
+_HUB_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 
 

@@ -1,8 +1,9 @@
-"""A picture from anywhere -> upright 8-bit RGB -> a square -> floats for the vision tower.
+"""A picture from anywhere -> upright 8-bit RGB -> a square, or several -> floats for the vision tower.
 
     open_image("photo.jpg")           a PIL picture: EXIF-upright, transparency over white, RGB
     squared(picture, 1024, "pad")     a 1024×1024 PIL picture
     preprocess("photo.jpg", 1024)     both, then float32 (1024, 1024, 3) in [0, 1]
+    pieces("photo.jpg", reading)      the same for any `Reading`: an overview and its tiles, say
 
 `reference=True` reproduces the PyTorch pipeline bit for bit: `Image.open(f).convert("RGB")`, which ignores
 the EXIF orientation, drops alpha and clips 16-bit gray. Not covered: ICC profiles (ignored, as in the
@@ -21,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
+from .config import SQUARE_MODES
 from .errors import ConfigError, ImageError
+from .reading import MAX_PIXELS, NATIVE, TILES, Reading, named, within
 
-MODES: tuple[str, ...] = ("pad", "crop", "stretch")
-MAX_PIXELS = 2**28
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 DOWNLOAD_TIMEOUT_S = 30.0
 
@@ -59,11 +60,18 @@ class Fetched(bytes):
 def preprocess(
     source: Source, size: int, mode: str = "pad", *, reference: bool = False
 ) -> npt.NDArray[np.float32]:
-    """The vision tower's input, without the batch axis: (size, size, 3) in [0, 1]."""
-    check_options(size, mode)  # before a large file is decoded in vain
-    square = squared(open_image(source, reference=reference), size, mode)
-    pixels: npt.NDArray[np.float32] = _UNIT[np.asarray(square)]
-    return pixels
+    """The vision tower's input, without the batch axis: (size, size, 3) in [0, 1]; native has other sides."""
+    reading = Reading(size, mode, reference=reference)  # before a large file is decoded in vain
+    if mode == TILES:
+        raise ConfigError("tiles are several pictures; call image.pieces, or choose another mode")
+    return pieces(source, reading)[0]
+
+
+def pieces(source: Source, reading: Reading) -> list[npt.NDArray[np.float32]]:
+    """The same for whatever a picture is read as: of tiles the overview first, then row by row."""
+    return [
+        _UNIT[np.asarray(piece)] for piece in cut(open_image(source, reference=reading.reference), reading)
+    ]
 
 
 def as_bytes(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:
@@ -79,20 +87,41 @@ def as_floats(whole: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def check_options(size: int, mode: str) -> None:
-    if mode not in MODES:
-        raise ConfigError(f"unknown image mode {mode!r}; choose one of {', '.join(MODES)}")
-    if size * size > MAX_PIXELS:
-        raise ConfigError(f"image size {size} is too large; choose 16384 or less, such as 1024")
-    if size < 64:
-        raise ConfigError(f"image size {size} is too small; choose 64 or more, such as 1024")
-    if size % 64:
-        below = size // 64 * 64
-        raise ConfigError(f"image size {size} is not a multiple of 64; choose {below} or {below + 64}")
+    """Say what is wrong with them before anything is read."""
+    Reading(size, mode)
+
+
+def cut(image: Image.Image, reading: Reading) -> list[Image.Image]:
+    """An RGB picture as the pieces that are read of it; their sides are `reading.sides(*image.size)`.
+
+    Tiles are cut from the picture in the middle of its grid, in front of black; the overview is all of it,
+    stretched to one tile. Both are the reference's. What one tile shows whole is one padded square.
+    """
+    size, bicubic = reading.size, Image.Resampling.BICUBIC
+    if reading.mode == NATIVE:
+        return [image.resize(reading.sides(*image.size)[0], bicubic)]
+    if reading.mode != TILES:
+        return [squared(image, size, reading.mode)]
+    columns, rows = grid = reading.grid_of(*image.size)
+    if grid == (1, 1):
+        return [squared(image, size, "pad")]
+    if image.width < columns or image.height < rows:
+        found = f"a picture of {image.width}×{image.height} has too few pixels for {named(grid)} tiles"
+        raise ImageError(f"{found}; leave the grid out to have one that fits")
+    whole = columns * size, rows * size
+    wide, tall = within(*image.size, whole)
+    canvas = Image.new("RGB", whole)
+    canvas.paste(image.resize((wide, tall), bicubic), ((whole[0] - wide) // 2, (whole[1] - tall) // 2))
+    corners = [(left, top) for top in range(0, whole[1], size) for left in range(0, whole[0], size)]
+    tiles = [canvas.crop((left, top, left + size, top + size)) for left, top in corners]
+    return [image.resize((size, size), bicubic), *tiles]
 
 
 def squared(image: Image.Image, size: int, mode: str) -> Image.Image:
     """An RGB picture as size×size. pad: black bars, the reference. crop: what HF's CLIP processor does."""
     check_options(size, mode)
+    if mode not in SQUARE_MODES:
+        raise ConfigError(f"image mode {mode} makes no square; choose one of {', '.join(SQUARE_MODES)}")
     bicubic = Image.Resampling.BICUBIC
     (width, height), short, long = image.size, min(image.size), max(image.size)
     if mode == "stretch":
@@ -115,23 +144,38 @@ def squared(image: Image.Image, size: int, mode: str) -> Image.Image:
     return image.resize((size, size), bicubic, box=(box[0] * x, box[1] * y, box[2] * x, box[3] * y))
 
 
-def open_image(source: Source, *, reference: bool = False) -> Image.Image:
-    """The picture as a person sees it, mode "RGB", fully decoded; see the module for `reference`."""
+def open_image(source: Source, *, reference: bool = False, most_pixels: int | None = None) -> Image.Image:
+    """The picture as a person sees it, mode "RGB", fully decoded; see the module for `reference`.
+
+    Encoded pictures of more than `most_pixels` (else MAX_PIXELS) are refused by their headers.
+    """
     name = _name(source)
+    most = MAX_PIXELS if most_pixels is None else most_pixels
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source), name, reference)
     if isinstance(source, Image.Image):
         return _rgb(source, name, reference)
     if isinstance(source, bytes):
-        return _rgb(_identify(io.BytesIO(source), name), name, reference)
+        return _rgb(_identify(io.BytesIO(source), name, most), name, reference)
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(f"cannot read a picture from {name}; pass a path, bytes, a PIL image or an array")
     try:
         with open(source, "rb") as file:
             stream = file if file.seekable() else io.BytesIO(file.read())
-            return _rgb(_identify(stream, name), name, reference)
+            return _rgb(_identify(stream, name, most), name, reference)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = _line(getattr(error, "strerror", None) or error)
+        raise ImageError(f"cannot read {name} ({reason}); pass the path of a readable picture") from error
+
+
+def stored_sides(path: Path) -> tuple[int, int]:
+    """Width and height as a file holds them: not turned upright, and nothing is decoded."""
+    name = _name(path)
+    try:
+        with open(path, "rb") as file:
+            return _identify(file, name, MAX_PIXELS).size
+    except OSError as error:
+        reason = _line(error.strerror or error)
         raise ImageError(f"cannot read {name} ({reason}); pass the path of a readable picture") from error
 
 
@@ -187,9 +231,9 @@ def _download(url: str) -> bytes:
     return data
 
 
-def _identify(stream: IO[bytes], name: str) -> Image.Image:
-    """PIL.Image.open, except that it refuses by MAX_PIXELS: Pillow's own limit is one global that other
-    threads see, so it is left alone. PostScript is left out: Pillow would run it as a program."""
+def _identify(stream: IO[bytes], name: str, most_pixels: int) -> Image.Image:
+    """PIL.Image.open, except that it refuses by our limit: Pillow's own is one global that other threads
+    see, so it is left alone. PostScript is left out: Pillow would run it as a program."""
     head = stream.read(64)
     if not head:
         raise ImageError(f"{name} is empty (0 bytes); download or copy it again")
@@ -214,9 +258,9 @@ def _identify(stream: IO[bytes], name: str) -> Image.Image:
             except _BROKEN as error:
                 failure = failure or (error if accept else None)
                 continue
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > most_pixels:
                 size = f"{image.width}×{image.height}"
-                raise ImageError(f"{name} is {size}, more than {MAX_PIXELS} pixels; make it smaller")
+                raise ImageError(f"{name} is {size}, more than {most_pixels} pixels; make it smaller")
             return image
     if failure:
         raise _undecodable(name, failure) from failure

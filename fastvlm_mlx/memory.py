@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 
 import mlx.core as mx
@@ -11,7 +11,10 @@ import mlx.core as mx
 from .models.cache import KVCache
 from .prompt import Picture, Prompt, Text
 
+PREFIX_BYTES = 2**30  # some 85,000 positions of the 0.5B in half precision
 FEATURE_BYTES = 256 * 2**20  # some 280 pictures of 1024 pixels for the 0.5B in float32
+
+_PREFIXES = 64  # of conversations at most: every one is compared with every prompt
 
 Row = int | bytes  # what stands at a position: a token's id, or the key of the picture it belongs to
 
@@ -89,6 +92,10 @@ class Prefix:
     def nbytes(self) -> int:
         return sum(array.nbytes for cache in self.caches for array in cache.arrays)
 
+    @property
+    def known(self) -> list[Row]:
+        return self._rows[: len(self)]
+
     def common(self, others: Sequence[Row]) -> int:
         """How many positions are known and the same."""
         pairs = zip(self._rows[: len(self)], others, strict=False)
@@ -114,6 +121,40 @@ class Prefix:
         """Another that knows at most so many of the first positions; the two go on apart."""
         known = min(len(self), positions)
         return Prefix([cache.fork(known) for cache in self.caches], self._rows[:known])
+
+
+class Prefixes:
+    """What many conversations have read. The budget is in bytes; what was used longest ago goes first."""
+
+    def __init__(self, budget_bytes: int = PREFIX_BYTES) -> None:
+        self.budget_bytes = budget_bytes
+        self._held: list[Prefix] = []  # used last, last
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(prefix.nbytes for prefix in self._held)
+
+    def begun(self, prompt: Prompt, fresh: Callable[[], list[KVCache]]) -> Prefix:
+        """Whatever knows most of what the prompt begins with, to go on from apart, or a fresh one."""
+        wanted = rows(prompt)
+        shared = {prefix: prefix.common(wanted) for prefix in self._held}
+        best = max(shared, key=lambda prefix: shared[prefix], default=None)
+        if best is None or not shared[best]:
+            return Prefix(fresh())
+        self._held.remove(best)
+        self._held.append(best)
+        return best.fork(shared[best])
+
+    def put(self, prefix: Prefix) -> None:
+        """Keep it, in place of those that know a part of the same."""
+        known = prefix.known
+        self._held = [held for held in self._held if held.common(known) < len(held)]
+        self._held.append(prefix)
+        while self._held and (self.nbytes > self.budget_bytes or len(self._held) > _PREFIXES):
+            del self._held[0]
 
 
 def _after(prompt: Prompt, place: int) -> tuple[int, Prompt]:

@@ -81,7 +81,7 @@ class CoreMLTower(nn.Module):
         if (height, width) != (self.size, self.size):
             raise ImageError(
                 f"the Core ML package takes pictures of {self.size}×{self.size}, and this one is "
-                f"{height}×{width}; export another with --image-size, or leave --image-size out"
+                f"{height}×{width}; export another with --image-size, or leave --image-size and native out"
             )
         planes = np.array(pixels.astype(mx.float32)).transpose(0, 3, 1, 2)
         rows = [self._model.predict({INPUT: np.ascontiguousarray(one[None])})[FEATURES] for one in planes]

@@ -55,7 +55,7 @@ def positions(prompt: Prompt) -> int:
 def render(text: str, pictures: int, system: str | None = None) -> str:
     """One turn of ChatML with `<image>` where each picture goes; without marks, pictures come first.
 
-    >>> render("Describe.", 1)[-57:]
+    >>> render("Describe.", 1)[-55:]
     'user\\n<image>\\nDescribe.<|im_end|>\\n<|im_start|>assistant\\n'
 
     `system` None is the reference's sentence; an empty one leaves the system turn out.
@@ -77,11 +77,8 @@ def dialogue(said: Sequence[str], pictures: int, system: str | None = None) -> l
     marks = sum(text.count(IMAGE_MARK) for text in asked)
     if marks == 0:
         asked[0] = f"{IMAGE_MARK}\n" * pictures + asked[0]
-    elif marks != pictures:
-        raise PromptError(
-            f"the prompt marks {marks} place(s) with {IMAGE_MARK} and {pictures} picture(s) were given; "
-            "give one picture for each mark, or leave the marks out to put the pictures first"
-        )
+    else:
+        _check_marks(marks, pictures)
     if any(IMAGE_MARK in text for text in answered):
         raise PromptError(f"an answer holds {IMAGE_MARK}; pictures go into the user's text")
     before = opening(system)
@@ -92,6 +89,31 @@ def dialogue(said: Sequence[str], pictures: int, system: str | None = None) -> l
         if answer is not None:
             pieces.append(f"{answer}<|im_end|>")
     return pieces
+
+
+def _check_marks(marks: int, pictures: int) -> None:
+    if marks != pictures:
+        raise PromptError(
+            f"the prompt marks {marks} place(s) with {IMAGE_MARK} and {pictures} picture(s) were given; "
+            "give one picture for each mark, or leave the marks out to put the pictures first"
+        )
+
+
+def spread(text: str, pieces: Sequence[int]) -> str:
+    """A text in which each picture has as many marks as it has pieces, one after another.
+
+    >>> spread("Describe.", [3, 1])
+    '<image><image><image>\\n<image>\\nDescribe.'
+    >>> spread("Is <image> in <image>?", [1, 2])
+    'Is <image> in <image><image>?'
+    """
+    if not text.strip() or all(count == 1 for count in pieces):
+        return text
+    if IMAGE_MARK not in text:
+        return "".join(f"{IMAGE_MARK * count}\n" for count in pieces) + text
+    first, *others = text.split(IMAGE_MARK)
+    _check_marks(len(others), len(pieces))
+    return first + "".join(IMAGE_MARK * count + rest for count, rest in zip(pieces, others, strict=True))
 
 
 def opening(system: str | None = None) -> str:

@@ -59,6 +59,11 @@ class Sampler:
         self._key = mx.random.key(seed)
         self._said = mx.zeros((vocabulary,), mx.bool_)
 
+    @property
+    def greedy(self) -> bool:
+        """Always the likeliest, whatever was said."""
+        return self._how.temperature == 0 and self._how.repetition_penalty == 1
+
     def __call__(self, logits: mx.array) -> mx.array:
         """(vocabulary,) -> a scalar id, lazily"""
         how = self._how

@@ -10,20 +10,21 @@ whole, `vlm.generate(session.prompt(text))`, with the same answer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Unpack
 
 import mlx.core as mx
-import numpy as np
 
 from . import checkpoint, generate, saved
+from .decoding import Event, Finished, Token
 from .errors import DataError, PromptError
-from .generate import Answer, Event, Finished, Token
+from .generate import Answer
 from .memory import Features, Prefix, rows
-from .prompt import Picture, Prompt, Text, assemble, opening, positions, render
+from .prompt import Picture, Prompt, Text, assemble, opening, positions, render, spread
+from .reading import Grid
 from .sampling import Options, Sampling
 from .saved import Saved, SavedTurn
 from .vlm import VLM, Image
@@ -88,7 +89,7 @@ class Session:
         """All that would be read for a question; without one, the conversation so far."""
         if text is None:
             return self._joined(self.turns)
-        asked = self._asked(text, [self.vlm.picture(source) for source in images])
+        asked = self._asked(*_spread(text, [self.vlm.pictures(source) for source in images]))
         return self._joined(self._remembered(asked, max_tokens)) + asked
 
     def stream(
@@ -99,6 +100,8 @@ class Session:
         max_tokens: int = 512,
         image_size: int | None = None,
         image_mode: str | None = None,
+        grid: Grid | None = None,
+        max_tiles: int | None = None,
         reference: bool = False,
         **sampling: Unpack[Options],
     ) -> Iterator[Event]:
@@ -109,9 +112,13 @@ class Session:
         """
         if self._answering:
             raise PromptError("the session is still answering; read that answer to its end, or close it")
-        pictures = tuple(
-            self.vlm.picture(source, image_size, image_mode, reference=reference) for source in images
-        )
+        shown = [
+            self.vlm.pictures(
+                source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference
+            )
+            for source in images
+        ]
+        text, pictures = _spread(text, shown)
         asked = self._asked(text, pictures)
         remembered = self._remembered(asked, max_tokens)
         events = generate.stream(
@@ -151,6 +158,8 @@ class Session:
         max_tokens: int = 512,
         image_size: int | None = None,
         image_mode: str | None = None,
+        grid: Grid | None = None,
+        max_tiles: int | None = None,
         reference: bool = False,
         **sampling: Unpack[Options],
     ) -> Answer:
@@ -161,6 +170,8 @@ class Session:
             max_tokens=max_tokens,
             image_size=image_size,
             image_mode=image_mode,
+            grid=grid,
+            max_tiles=max_tiles,
             reference=reference,
             **sampling,
         )
@@ -192,7 +203,7 @@ class Session:
         if known:
             for layer, cache in enumerate(self._prefix.fork(known).caches):
                 worked_out |= zip((f"keys.{layer}", f"values.{layer}"), cache.arrays, strict=True)
-        told = Saved(_fingerprint(self.vlm), self.system, turns, known)
+        told = Saved(checkpoint.fingerprint(self.vlm.model), self.system, turns, known)
         saved.write(Path(path), told, list(shown.values()), worked_out)
 
     @classmethod
@@ -203,7 +214,7 @@ class Session:
         path = Path(path)
         told, pictures, worked_out = saved.read(path)
         session = cls(vlm, told.system, features=features, context=context)
-        same = told.model == _fingerprint(vlm)
+        same = told.model == checkpoint.fingerprint(vlm.model)
         for turn in told.turns:
             shown = tuple(pictures[number] for number in turn.pictures)
             ids = turn.ids if same else vlm.tokenizer.encode(turn.text)
@@ -266,12 +277,6 @@ class Session:
         return tuple(taken)
 
 
-def _fingerprint(vlm: VLM) -> str:
-    """Of the weights: a few of each tensor's."""
-    parameters = checkpoint.parameters(vlm.model)
-    digest = hashlib.sha256(
-        repr([(n, a.shape, str(a.dtype)) for n, a in sorted(parameters.items())]).encode()
-    )
-    some = [parameters[name].reshape(-1)[:8].astype(mx.float32) for name in sorted(parameters)]
-    digest.update(np.array(mx.concatenate(some)).tobytes())
-    return digest.hexdigest()
+def _spread(text: str, shown: Sequence[Sequence[Picture]]) -> tuple[str, tuple[Picture, ...]]:
+    """Pictures in pieces have a mark for each piece."""
+    return spread(text, [len(parts) for parts in shown]), tuple(chain.from_iterable(shown))

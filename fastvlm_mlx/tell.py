@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .convert.run import Converted
-    from .generate import Answer, Event
+    from .decoding import Event
+    from .generate import Answer
 
 
 def print_line(text: str) -> None:
@@ -22,7 +23,7 @@ def say(text: str) -> None:
 
 def printed(events: Iterator[Event]) -> Iterator[Event]:
     """Show the answer as it comes."""
-    from .generate import Finished, Token
+    from .decoding import Finished, Token
 
     for event in events:
         if isinstance(event, Token):
@@ -52,11 +53,12 @@ def as_dict(answer: Answer, model: str) -> dict[str, object]:
 def stats(answer: Answer) -> str:
     asked = answer.image_tokens + answer.text_tokens
     known = f", {answer.reused_tokens} known before" if answer.reused_tokens else ""
+    guessed = f"guessed  {answer.guessed} tokens, {answer.right} of them right\n" if answer.guessed else ""
     return (
         f"vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens\n"
         f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text){known}\n"
         f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
-        f"ended by {answer.reason}\n"
+        f"ended by {answer.reason}\n{guessed}"
         f"memory   {answer.peak_bytes / 2**30:8.2f} GiB at most"
     )
 

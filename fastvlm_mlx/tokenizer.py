@@ -91,13 +91,17 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
+    def to_json(self) -> str:
+        """What tokenizer.json says."""
+        return self._backend.to_str()
+
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, for `load` and for HF's fast tokenizers."""
         # Older transformers clean up spaces unless told not to.
         config = {"tokenizer_class": "Qwen2Tokenizer", "clean_up_tokenization_spaces": False}
         config |= {"eos_token": self.eos_token} if self.eos_token is not None else {}
         config |= {"model_max_length": self.max_length} if self.max_length is not None else {}
-        (directory / "tokenizer.json").write_text(self._backend.to_str(), encoding="utf-8")
+        (directory / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
         (directory / "tokenizer_config.json").write_text(
             json.dumps(config, indent=2) + "\n", encoding="utf-8"
         )

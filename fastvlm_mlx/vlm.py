@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,15 +15,18 @@ import numpy.typing as npt
 from . import checkpoint, generate, hub, image, lora, neural_engine
 from .checkpoint import Loaded
 from .config import STRIDE, ImageConfig, ModelConfig, Quantization
-from .errors import ConfigError, ImageError
-from .generate import Answer, Event
+from .decoding import Event, Guesser
+from .errors import ConfigError, ImageError, PromptError
+from .generate import Answer
+from .guessing import Both, Draft, Repetitions
 from .models.fastvlm import FastVLM
-from .prompt import Picture, Prompt, assemble, render
+from .prompt import Picture, Prompt, assemble, positions, render, spread
+from .reading import Grid, Reading
 from .sampling import Options, Sampling
 from .tokenizer import Tokenizer
 
 Pixels = mx.array | npt.NDArray[Any]  # floats; of numpy's arrays, uint8 is read as a picture file would be
-Image = image.Source | Pixels | Picture
+Image = image.Source | Pixels | Picture | tuple[Picture, ...]  # the last is one picture in pieces
 
 
 def load(
@@ -90,18 +93,26 @@ class VLM:
         *,
         image_size: int | None = None,
         image_mode: str | None = None,
+        grid: Grid | None = None,
+        max_tiles: int | None = None,
         reference: bool = False,
     ) -> Prompt:
         """A question with its pictures. `<image>` in the text places each one; without it they come first.
 
         A picture is a path, encoded bytes, a PIL image, a uint8 array, or floats (H, W, 3) in [0, 1]
         with sides that are multiples of 64, which are taken as they are; or a `Picture`, such as another
-        prompt holds. `reference` reads pictures exactly as the PyTorch reference does (no rotation by
-        EXIF, transparency dropped).
+        prompt holds, or what `pictures` gives. `image_mode` is pad, crop or stretch, which make a square;
+        native, which keeps the shape; or tiles: an overview and then tiles row by row, in a `grid` of
+        (columns, rows) or one of at most `max_tiles` that fits the picture. `reference` reads pictures
+        exactly as the PyTorch reference does (no rotation by EXIF, transparency dropped).
         """
         rendered = render(text, len(images), system)
-        pictures = [self.picture(source, image_size, image_mode, reference=reference) for source in images]
-        return assemble(rendered, pictures, self.tokenizer.encode)
+        shown = [
+            self.pictures(source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference)
+            for source in images
+        ]
+        rendered = spread(rendered, [len(parts) for parts in shown])
+        return assemble(rendered, list(chain.from_iterable(shown)), self.tokenizer.encode)
 
     def picture(
         self,
@@ -112,9 +123,40 @@ class VLM:
         reference: bool = False,
     ) -> Picture:
         """A picture ready to be put into prompts, read as `prompt` reads it."""
-        size = self.config.image.size if image_size is None else image_size
-        mode = self.config.image.mode if image_mode is None else image_mode
-        return _picture(source, size, mode, reference)
+        parts = self.pictures(source, image_size, image_mode, reference=reference)
+        if len(parts) != 1:
+            raise ConfigError(
+                f"{len(parts)} pieces are no single picture; `VLM.pictures` gives and `VLM.prompt` takes them"
+            )
+        return parts[0]
+
+    def pictures(
+        self,
+        source: Image,
+        image_size: int | None = None,
+        image_mode: str | None = None,
+        *,
+        grid: Grid | None = None,
+        max_tiles: int | None = None,
+        reference: bool = False,
+    ) -> tuple[Picture, ...]:
+        """The same of any mode: of tiles, the overview and every tile."""
+        own = self.config.image
+        reading = Reading(
+            own.size if image_size is None else image_size,
+            own.mode if image_mode is None else image_mode,
+            grid,
+            max_tiles,
+            reference,
+        )
+        parts = _pictures(source, reading)
+        context = self.config.text.context
+        if parts is not source and len(parts) > 1 and (asked := positions(parts)) > context:
+            raise PromptError(
+                f"{len(parts) - 1} tiles and their overview take {asked} positions and the model reads "
+                f"{context}; choose a smaller --grid, fewer --max-tiles or a smaller --image-size"
+            )
+        return parts
 
     def logits(self, prompt: Prompt) -> mx.array:
         """(positions, vocabulary), padded rows of the vocabulary included"""
@@ -123,26 +165,58 @@ class VLM:
         return self.model.language.logits(hidden)[0]
 
     def stream(
-        self, prompt: Prompt | str, *, max_tokens: int = 512, **sampling: Unpack[Options]
+        self,
+        prompt: Prompt | str,
+        *,
+        max_tokens: int = 512,
+        draft: VLM | None = None,
+        repetitions: bool = False,
+        **sampling: Unpack[Options],
     ) -> Iterator[Event]:
         """Events as they happen: `Prefilled`, a `Token` each, `Finished`.
 
         Greedy unless told otherwise by the fields of `Sampling`: temperature, top_p, top_k, min_p,
-        repetition_penalty, seed.
+        repetition_penalty, seed. A greedy answer can be guessed, and the guesses checked several tokens at
+        a time, without changing it: by a smaller model of the same tokenizer, `draft`, or from what the
+        prompt and the answer have said before, `repetitions`.
         """
+        asked = self.prompt(prompt) if isinstance(prompt, str) else prompt
         return generate.stream(
             self.model,
             self.tokenizer,
-            self.prompt(prompt) if isinstance(prompt, str) else prompt,
+            asked,
+            guesser=self._guesser(asked, draft, repetitions),
             stop_ids=self.config.eos_token_ids,
             context=self.config.text.context,
             max_tokens=max_tokens,
             sampling=Sampling(**sampling),
         )
 
-    def generate(self, prompt: Prompt | str, *, max_tokens: int = 512, **sampling: Unpack[Options]) -> Answer:
+    def _guesser(self, prompt: Prompt, draft: VLM | None, repetitions: bool) -> Guesser | None:
+        repeated = Repetitions(prompt) if repetitions else None
+        if draft is None:
+            return repeated
+        if draft.tokenizer.size != self.tokenizer.size:
+            raise ConfigError(
+                f"the draft model has {draft.tokenizer.size} tokens and this one {self.tokenizer.size}; "
+                "take a smaller model of the same family"
+            )
+        drafted = Draft(draft.model, prompt, self.tokenizer.size, self.config.eos_token_ids)
+        return drafted if repeated is None else Both(repeated, drafted)
+
+    def generate(
+        self,
+        prompt: Prompt | str,
+        *,
+        max_tokens: int = 512,
+        draft: VLM | None = None,
+        repetitions: bool = False,
+        **sampling: Unpack[Options],
+    ) -> Answer:
         """The whole answer with its timings; takes what `stream` takes."""
-        return generate.collect(self.stream(prompt, max_tokens=max_tokens, **sampling))
+        return generate.collect(
+            self.stream(prompt, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
+        )
 
     def answers(
         self,
@@ -155,8 +229,8 @@ class VLM:
         """An answer to each prompt, in order; `batch` prompts are held and answered at a time.
 
         Each is what `generate` would answer, but for the rounding of sums, which depends on how many go
-        together. Of the prompts held, those of equal length are answered side by side and a `Picture` in
-        several of them is encoded once: put such prompts next to each other.
+        together. A `Picture` in several of the prompts held is encoded once, and prompts of equal length
+        are read side by side: put such prompts next to each other.
         """
         if batch < 1:
             raise ConfigError(f"batch is {batch}; answer at least 1 prompt at a time")
@@ -173,17 +247,21 @@ class VLM:
             )
 
 
-def _picture(source: Image, size: int, mode: str, reference: bool) -> Picture:
+def _pictures(source: Image, reading: Reading) -> tuple[Picture, ...]:
     if isinstance(source, Picture):
+        return (source,)
+    if isinstance(source, tuple):
+        if not source or not all(isinstance(part, Picture) for part in source):
+            raise ImageError("a tuple is a picture in pieces; give what `VLM.pictures` returns")
         return source
     if isinstance(source, mx.array) and source.dtype == mx.uint8:
         source = np.array(source)
-    if not isinstance(source, mx.array) and not (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
-        source = image.preprocess(source, size, mode, reference=reference)
-    pixels = _checked(source)
-    if pixels.shape[0] != 1:
-        raise ImageError(f"{pixels.shape[0]} pictures in one array; give each one by itself")
-    return Picture(pixels)
+    if isinstance(source, mx.array) or (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
+        pixels = _checked(source)
+        if pixels.shape[0] != 1:
+            raise ImageError(f"{pixels.shape[0]} pictures in one array; give each one by itself")
+        return (Picture(pixels),)
+    return tuple(Picture(_checked(piece)) for piece in image.pieces(source, reading))
 
 
 def _checked(given: Pixels) -> mx.array:

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import VLM, ConfigError, ImageError, Picture, Prompt, PromptError, generate
+from fastvlm_mlx import VLM, ConfigError, ImageError, Picture, Prompt, PromptError, decoding, generate
 from fastvlm_mlx.models.cache import KVCache
 from fastvlm_mlx.models.vision import FastViTHD
 from fastvlm_mlx.prompt import positions
@@ -106,7 +106,7 @@ def test_chunked_prefill_changes_nothing(
     prompts = [vlm.prompt("What is this?", [picture]) for picture in pictures[:3]]
     expected = one_at_a_time(vlm, prompts)
     for chunk in (1, 20, 200):
-        monkeypatch.setattr(generate, "PREFILL_CHUNK", chunk)
+        monkeypatch.setattr(decoding, "PREFILL_CHUNK", chunk)
         assert answered(vlm, prompts) == expected
 
 
@@ -137,7 +137,7 @@ def test_the_tower_takes_no_more_pixels_than_its_bound(
 ) -> None:
     prompts = [vlm.prompt("What?", [picture]) for picture in pictures]
     expected = answered(vlm, prompts)
-    monkeypatch.setattr(generate, "PIXELS_AT_ONCE", 4 * 128 * 128)
+    monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 4 * 128 * 128)
     assert answered(vlm, prompts) == expected
     assert encoded == [6, 4, 2]
 

@@ -61,6 +61,26 @@ def test_a_saved_conversation_goes_on(chat: Callable[..., Ran], tmp_path: Path) 
     assert begun.out + chat("--resume", file, lines=["And?"]).out == whole
 
 
+def test_tiles_are_asked_about_as_generate_does_and_told_as_one_picture(
+    run: Run, chat: Callable[..., Ran], tmp_path: Path
+) -> None:
+    how = ("--image-mode", "tiles", "--grid", "2x2", "--image-size", 64)
+    expected = run("generate", WIDE, TALL, "-m", MODEL, "-n", 12, "-p", "Hm?", *how).out
+    done = chat(WIDE, TALL, *how, lines=["Hm?", "/history", f"/save {tmp_path / 'talk'}", "And?"])
+    assert done.out.startswith(expected)
+    assert "> [2 picture(s)] Hm?\n" in done.err
+    assert "<image>" not in done.err
+    again = chat("--resume", tmp_path / "talk", lines=["/history", "And?"])
+    assert "> [2 picture(s)] Hm?\n" in again.err
+    assert expected + again.out == done.out
+
+
+def test_a_native_picture_is_asked_about_as_generate_does(run: Run, chat: Callable[..., Ran]) -> None:
+    how = ("--image-mode", "native", "--image-size", 128)
+    expected = run("generate", WIDE, "-m", MODEL, "-n", 12, "-p", "Hm?", *how)
+    assert chat(WIDE, *how, lines=["Hm?"]) == expected
+
+
 def test_help_names_every_command(chat: Callable[..., Ran]) -> None:
     done = chat(lines=["/help"])
     assert done.out == ""

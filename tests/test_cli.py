@@ -208,6 +208,30 @@ def test_image_modes_differ_and_pad_is_the_default(ask: Run) -> None:
     assert len({pad, crop, stretch}) == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        (("native",), 4 * 3),  # 301×200
+        (("tiles", "--grid", "2x1"), 3 * 16),
+        (("tiles", "--grid", "3x2"), 7 * 16),
+        (("tiles",), 3 * 16),
+        (("tiles", "--max-tiles", 1), 16),
+    ],
+    ids=str,
+)
+def test_shapes_and_tiles_take_their_tokens(
+    ask_json: Callable[..., dict[str, object]], options: tuple[object, ...], tokens: int
+) -> None:
+    assert ask_json(WIDE, "--image-mode", *options)["image_tokens"] == tokens
+
+
+def test_tiles_are_read_where_the_picture_s_mark_is(ask: Run) -> None:
+    tiles = ("--image-mode", "tiles", "--grid", "2x1", "--image-size", 128)
+    first = ask(WIDE, TALL, *tiles).out
+    assert ask(WIDE, TALL, *tiles, "-p", "<image>\n<image>\nDescribe the image.").out == first
+    assert ask(TALL, WIDE, *tiles).out != first
+
+
 def test_reference_ignores_the_orientation(ask: Run) -> None:
     assert ask(ROTATED, "--reference").out != ask(ROTATED).out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -42,6 +43,29 @@ def test_ctrl_c_while_answering_leaves_quietly_with_130() -> None:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.strip() == b""
+
+
+def test_terminated_a_benchmark_keeps_what_it_has_measured(tmp_path: Path) -> None:
+    kept = tmp_path / "bench.json"
+    arguments = ["bench", "-m", MODEL, "--sizes", "256", "--runs", "100000", "--no-cold", "--json", kept]
+    script = (
+        "import os, signal\n"
+        "from fastvlm_mlx.bench import measure\n"
+        "from fastvlm_mlx.cli import main\n"
+        "runs = measure.measure\n"
+        "def third(*given):\n"
+        "    third.count += 1\n"
+        "    third.count < 3 or os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return runs(*given)\n"
+        "third.count = 0\n"
+        "measure.measure = third\n"
+        "main()"
+    )
+    done = completed((*PYTHON, "-c", script), *arguments)
+    assert (done.code, done.err) == (143, "")
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    assert found["complete"] is False
+    assert len(found["cases"]) == 1
 
 
 @pytest.mark.parametrize(

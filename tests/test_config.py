@@ -42,6 +42,7 @@ def test_configurations_are_frozen() -> None:
         (("quantization", "language.head"), {"bits": 4, "group_size": 20}, "group size 20"),
         (("quantization", "language.head"), {"bits": 4}, "group_size"),
         (("image", "size"), None, "image.size"),
+        (("image", "mode"), "tiles", "image mode 'tiles'; choose one of pad, crop, stretch"),
     ],
 )
 def test_what_cannot_be_acted_upon_is_named(path: tuple[str, ...], value: object, says: str) -> None:

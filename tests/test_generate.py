@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import VLM, Finished, ImageError, Prefilled, PromptError, Token, generate
+from fastvlm_mlx import VLM, Finished, ImageError, Prefilled, PromptError, Token, decoding, generate
 
 Vlm = Callable[[str], VLM]
 
@@ -77,7 +77,7 @@ def test_chunked_prefill_changes_nothing(
 ) -> None:
     prompt = vlm.prompt("What is the difference, and which is better?", [pixels["A"], pixels["C"]])
     whole = vlm.generate(prompt, max_tokens=8).ids
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 7)
     assert vlm.generate(prompt, max_tokens=8).ids == whole
 
 

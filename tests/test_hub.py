@@ -25,7 +25,20 @@ def test_what_exists_is_a_path_even_when_it_looks_like_a_name(
     assert hub.resolve("7b") == Path("7b")
 
 
-@pytest.mark.parametrize("name", ["./nothing/here", "a b/c", "12b", "owner/name/more", Path("owner/name")])
+ABSENT = (
+    "./nothing/here",
+    "./gone",
+    "../gone",
+    "a b/c",
+    "12b",
+    "owner/name/more",
+    "a/b--c",
+    "a-/b",
+    Path("a/b"),
+)
+
+
+@pytest.mark.parametrize("name", ABSENT)
 def test_what_is_neither_path_nor_id_is_refused(name: str | Path) -> None:
     with pytest.raises(HubError, match="no such directory"):
         hub.resolve(name)

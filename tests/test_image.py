@@ -1,5 +1,6 @@
 """Pictures: what the reference does, bit for bit, and what a person expects."""
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -10,10 +11,13 @@ from pictures import IMAGES, RED, WHITE, chunk, encoded, noise, palette_picture,
 from PIL import Image
 from safetensors.numpy import load_file
 
+from fastvlm_mlx.config import SQUARE_MODES
 from fastvlm_mlx.errors import ConfigError, ImageError
-from fastvlm_mlx.image import MODES, open_image, preprocess, squared
+from fastvlm_mlx.image import cut, open_image, pieces, preprocess, squared, stored_sides
+from fastvlm_mlx.reading import Reading
 
 EXPECTED = load_file(IMAGES / "expected.safetensors")
+TILES = json.loads((IMAGES / "tiles.json").read_text())["pieces"]
 NAMES = sorted(json.loads((IMAGES / "images.json").read_text())["images"])
 
 
@@ -48,6 +52,17 @@ def test_plain_pictures_agree_with_the_reference_in_both_modes(name: str) -> Non
     np.testing.assert_array_equal(
         preprocess(IMAGES / name, 128), preprocess(IMAGES / name, 128, reference=True)
     )
+
+
+@pytest.mark.parametrize("case", TILES, ids=lambda case: "-".join(map(str, case[:4])))
+@pytest.mark.parametrize("reference", [True, False])
+def test_overview_and_tiles_are_the_references_bit_for_bit(
+    case: tuple[str, int, int, int, list[str]], reference: bool
+) -> None:
+    name, columns, rows, size, digests = case
+    opened = open_image(IMAGES / name, reference=reference)
+    found = cut(opened, Reading(size, "tiles", (columns, rows), reference=reference))
+    assert [hashlib.sha256(piece.tobytes()).hexdigest()[:16] for piece in found] == digests
 
 
 # What a person expects
@@ -207,7 +222,7 @@ def test_stretch_fills_the_square() -> None:
     assert np.all(preprocess(Image.new("RGB", (30, 7), WHITE), 64, "stretch") == 1.0)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*SQUARE_MODES, "native"])
 def test_one_pixel_is_a_picture(mode: str) -> None:
     assert np.all(preprocess(Image.new("RGB", (1, 1), WHITE), 64, mode) == 1.0)
 
@@ -217,7 +232,7 @@ def test_an_extreme_strip_is_refused_when_padded_and_served_otherwise(shape: tup
     strip = np.full(shape, 255, np.uint8)
     with pytest.raises(ImageError, match="mode crop or stretch"):
         preprocess(strip, 1024)
-    for mode in ("crop", "stretch"):
+    for mode in ("crop", "stretch", "native"):
         assert np.all(preprocess(strip, 1024, mode) == 1.0)
 
 
@@ -230,8 +245,80 @@ def test_an_extreme_strip_is_refused_when_padded_and_served_otherwise(shape: tup
         (-64, "pad", "choose 64 or more"),
         (2**30, "pad", "too large"),
         (128, "fit", "choose one of pad, crop, stretch"),
+        (128, "tiles", "call image.pieces, or choose another mode"),
     ],
 )
 def test_bad_options_name_the_good_ones(size: int, mode: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         preprocess("there is no such file", size, mode)
+
+
+@pytest.mark.parametrize("mode", ["native", "tiles", "fit"])
+def test_what_makes_no_square_is_refused(mode: str) -> None:
+    with pytest.raises(ConfigError, match="choose one of pad, crop, stretch"):
+        squared(Image.new("RGB", (2, 1)), 64, mode)
+
+
+# Other shapes
+
+
+def test_native_is_the_picture_itself_and_no_bars() -> None:
+    picture = Image.fromarray(noise(90, 160))
+    found = preprocess(picture, 256, "native")
+    assert found.shape == (128, 256, 3)  # 2.25 cells of 4: 2
+    expected = np.asarray(picture.resize((256, 128), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(np.rint(found * 255), expected)
+
+
+def test_native_of_a_square_is_the_padded_square() -> None:
+    picture = Image.fromarray(noise(70, 70))
+    np.testing.assert_array_equal(preprocess(picture, 128, "native"), preprocess(picture, 128, "pad"))
+
+
+def test_tiles_laid_side_by_side_are_the_picture_in_front_of_black() -> None:
+    colour = Image.new("RGB", (300, 200), RED)
+    overview, *tiles = cut(colour, Reading(64, "tiles", (2, 2)))
+    assert np.all(np.asarray(overview) == RED)
+    rows = [np.concatenate([np.asarray(tile) for tile in tiles[first : first + 2]], 1) for first in (0, 2)]
+    whole = np.concatenate(rows)
+    assert whole.shape == (128, 128, 3)
+    assert np.all(whole[21:107] == RED)  # 86 of 128 rows, in the middle
+    assert not whole[:21].any()
+    assert not whole[107:].any()
+
+
+def test_tiles_go_row_by_row_after_the_overview() -> None:
+    colours = [(40 * n, 0, 255 - 40 * n) for n in range(6)]
+    grid = np.repeat(np.repeat(np.array(colours, np.uint8).reshape(2, 3, 3), 64, 0), 64, 1)
+    _, *tiles = cut(Image.fromarray(grid), Reading(64, "tiles", (3, 2)))
+    assert [tile.getpixel((30, 30)) for tile in tiles] == colours
+
+
+@pytest.mark.parametrize("reading", [Reading(64, "tiles"), Reading(64, "tiles", (1, 1))])
+def test_what_one_tile_shows_whole_is_one_padded_square(reading: Reading) -> None:
+    picture = Image.fromarray(noise(30, 60))
+    [found] = pieces(picture, reading)
+    np.testing.assert_array_equal(found, preprocess(picture, 64))
+
+
+@pytest.mark.parametrize("reading", [Reading(64, "native"), Reading(64, "tiles", max_tiles=6)])
+def test_pieces_have_the_sides_that_were_worked_out(reading: Reading) -> None:
+    for height, width in ((1, 1), (100, 300), (301, 99), (64, 65), (1, 700), (50, 64)):
+        found = [piece.shape[1::-1] for piece in pieces(Image.fromarray(noise(height, width)), reading)]
+        assert found == list(reading.sides(width, height))
+
+
+def test_a_picture_of_fewer_pixels_than_tiles_is_refused() -> None:
+    with pytest.raises(ImageError, match="1×5 has too few pixels for 2x2 tiles; leave the grid out"):
+        pieces(Image.new("RGB", (1, 5)), Reading(64, "tiles", (2, 2)))
+
+
+def test_stored_sides_are_those_of_the_file(tmp_path: Path) -> None:
+    assert stored_sides(IMAGES / "exif_rot6.jpg") == (140, 80)  # upright it is 80×140
+    (tmp_path / "cut.png").write_bytes((IMAGES / "tall.png").read_bytes()[:100])
+    assert stored_sides(tmp_path / "cut.png") == (90, 241)  # what follows is not looked at
+    with pytest.raises(ImageError, match=r"gone\.png.*pass the path of a readable picture"):
+        stored_sides(tmp_path / "gone.png")
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(ImageError, match="is not a picture"):
+        stored_sides(tmp_path / "no.png")

@@ -169,8 +169,11 @@ def test_our_limit_counts_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "MAX_PIXELS", 64 * 64)
     assert open_image(PNG).size == (64, 64)
     monkeypatch.setattr(room, "MAX_PIXELS", 64 * 64 - 1)
+    assert open_image(PNG, most_pixels=64 * 64).size == (64, 64)
     with pytest.raises(ImageError, match="more than 4095 pixels"):
         open_image(PNG)
+    with pytest.raises(ImageError, match="more than 9 pixels"):
+        open_image(PNG, most_pixels=9)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's remarks on what it finds

@@ -177,6 +177,16 @@ def test_features_equal_mlx_vlms(
     assert relative_error(ours.encode_image(pixels[picture]), projected) <= 2e-5
 
 
+@pytest.mark.parametrize(("height", "width"), [(128, 192), (320, 128), (64, 448)])
+def test_features_of_any_shape_equal_mlx_vlms(
+    height: int, width: int, ours: VLM, mlx_vlm: Any, relative_error: ErrorOf
+) -> None:
+    pixels = mx.random.uniform(shape=(1, height, width, 3), key=mx.random.key(height))
+    _, features, _ = mlx_vlm.vision_tower(pixels)
+    assert features.shape[1:3] == (height // 64, width // 64)
+    assert relative_error(ours.vision(pixels), features) <= 2e-5
+
+
 def test_every_stage_equals_mlx_vlms(
     ours: VLM, mlx_vlm: Any, pixels: dict[str, mx.array], relative_error: ErrorOf
 ) -> None:

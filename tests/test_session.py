@@ -23,6 +23,7 @@ from fastvlm_mlx import (
     PromptError,
     Session,
     Token,
+    decoding,
     generate,
     tensorfile,
 )
@@ -124,7 +125,7 @@ def test_sampling_and_penalties_see_the_answer_alone(vlm: VLM, pictures: list[Pi
 def test_chunked_reading_goes_on_in_the_middle(
     vlm: VLM, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 7)
     session = Session(vlm)
     asked(session, FIRST, pictures[:1])
     asked(session, SECOND)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
-
 from ..checkpoint import Loaded, parameters
 from ..errors import ConfigError
 from ..models.fastvlm import FastVLM
@@ -92,9 +90,10 @@ class Contender(VLM):
 
     def prompt(self, text: str, images: Sequence[Any] = (), system: str | None = None, **_: Any) -> Prompt:
         """The picture alone, in the size that the encoder reads; what is cut off makes no difference."""
-        pixels = images[0]
-        side = self._rival.side(pixels.shape[0])
-        return (Counted(mx.array(pixels[:side, :side])[None], self._rival.tokens(pixels.shape[0])),)
+        ((picture,),) = images
+        size = picture.pixels.shape[1]
+        side = self._rival.side(size)
+        return (Counted(picture.pixels[:, :side, :side], self._rival.tokens(size)),)
 
 
 def named(text: str) -> list[str]:

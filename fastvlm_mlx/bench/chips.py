@@ -4,7 +4,7 @@ A row is the chip's largest GPU. Teraflops are Apple's where Apple published the
 tables: Hugging Face's (huggingface.co/hardware) or HMC's (hmc-tech.com/gpu), or worked out as cores × 128
 lanes × 2 × clock with the clock that AppleGPUInfo (github.com/philipturner/applegpuinfo) or HMC gives; the
 highest where they differ, so that a lower bound stays one. Half precision runs at the rate of single on these
-GPUs. Bandwidth is Apple's; for telephones Apple publishes none, and none is put here.
+GPUs. Bandwidth is Apple's figure, as the press reported it; for telephones there is none.
 Not covered: the Neural Engine, which MLX does not use; A18 Pro and M3 Ultra, for which no source was found.
 """
 

@@ -9,11 +9,15 @@ import time
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .measure import picture
+from ..reading import named
+from .measure import Case, picture
 
 
-def cold_start(model: str, size: int, dtype: str | None, revision: str | None) -> float:
-    options = ["-m", model, "-n", "1", "--image-size", str(size), "--json"]
+def cold_start(model: str, case: Case, dtype: str | None, revision: str | None) -> float:
+    options = ["-m", model, "-n", "1", "--image-size", str(case.size), "--json"]
+    options += ["--image-mode", case.image_mode] if case.image_mode else []
+    options += ["--grid", named(case.grid)] if case.grid else []
+    options += ["--max-tiles", str(case.max_tiles)] if case.max_tiles else []
     options += ["--dtype", dtype] if dtype else []
     options += ["--revision", revision] if revision else []
     with tempfile.TemporaryDirectory() as folder:

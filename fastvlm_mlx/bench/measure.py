@@ -16,10 +16,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from .. import generate, image
-from ..generate import Finished, Prefilled, Token
+from ..decoding import Finished, Prefilled, Token
 from ..prompt import Picture, Prompt
+from ..reading import Grid, Reading
 from ..vlm import VLM
 
+SIDES = 1920, 1080  # of the picture that is asked about
 QUESTION = "Describe the image."
 TOLERANCE = 0.03  # of the time to the first token: what its parts may leave out
 PARTS = ("read_s", "preprocess_s", "prompt_s", "vision_s", "projector_s", "prefill_s", "first_token_s")
@@ -30,6 +32,13 @@ class Case:
     size: int
     batch: int
     asks: bool = True  # False: the picture alone, as the paper counts
+    image_mode: str | None = None  # None: the model's
+    grid: Grid | None = None
+    max_tiles: int | None = None
+
+    def reading(self, mode: str = "pad") -> Reading:
+        """`mode` is the model's."""
+        return Reading(self.size, self.image_mode or mode, self.grid, self.max_tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +76,8 @@ def measure(vlm: VLM, picture: bytes, case: Case, tokens: int) -> Run:
     began = time.perf_counter()
     opened = [image.open_image(picture) for _ in range(case.batch)]
     read = time.perf_counter()
-    mode = vlm.config.image.mode
-    pixels = [image.preprocess(one, case.size, mode) for one in opened]
+    reading = case.reading(vlm.config.image.mode)
+    pixels = [image.pieces(one, reading) for one in opened]
     prepared = time.perf_counter()
     prompts = [_prompt(vlm, one, case.asks) for one in pixels]
     asked = time.perf_counter()
@@ -110,8 +119,8 @@ def measure(vlm: VLM, picture: bytes, case: Case, tokens: int) -> Run:
     )
 
 
-def _prompt(vlm: VLM, pixels: npt.NDArray[np.float32], asks: bool) -> Prompt:
-    prompt = vlm.prompt(QUESTION, [pixels])
+def _prompt(vlm: VLM, pieces: Sequence[npt.NDArray[np.float32]], asks: bool) -> Prompt:
+    prompt = vlm.prompt(QUESTION, [tuple(vlm.picture(piece) for piece in pieces)])
     return prompt if asks else tuple(part for part in prompt if isinstance(part, Picture))
 
 
@@ -131,7 +140,7 @@ def interleaved(turns: Sequence[Turn], runs: int, tokens: int) -> Iterator[tuple
 @cache
 def picture() -> bytes:
     """A JPEG of 1920×1080, as a camera's small picture: soft colours and some noise, always the same."""
-    height, width = 1080, 1920
+    width, height = SIDES
     rows, columns = np.mgrid[0:height, 0:width]
     waves = [np.sin(rows / (40 + 9 * k)) + np.cos(columns / (60 + 7 * k)) for k in range(3)]
     noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))

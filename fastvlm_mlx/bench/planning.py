@@ -6,8 +6,7 @@ nor a larger picture where a smaller one is too slow.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -173,26 +172,3 @@ def choices(
 def _held(variant: str, bits: int | None, size: int, width: int) -> int:
     packed = Quantization(bits, 64) if bits else None
     return cost.held(VARIANTS[variant], size, POSITIONS, width, packed).bytes
-
-
-def seconds(text: str) -> float:
-    """
-    >>> seconds("200ms"), seconds("1.5 s")
-    (0.2, 1.5)
-    """
-    return _amount(text, "--ttft", {"ms": 1e-3, "s": 1.0}, "200ms or 1.5s")
-
-
-def size_bytes(text: str) -> float:
-    """
-    >>> size_bytes("4GB"), size_bytes("512 MB")
-    (4000000000.0, 512000000.0)
-    """
-    return _amount(text, "--memory", {"GB": 1e9, "MB": 1e6, "GiB": 2.0**30, "MiB": 2.0**20}, "4GB or 512MB")
-
-
-def _amount(text: str, option: str, units: Mapping[str, float], example: str) -> float:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
-    if not found or found[2] not in units or float(found[1]) <= 0:
-        raise ConfigError(f"{option} {text!r}: is no amount; give a number with its unit, such as {example}")
-    return float(found[1]) * units[found[2]]

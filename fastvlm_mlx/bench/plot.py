@@ -130,7 +130,8 @@ def _axes() -> tuple[Any, Any]:
 
 def _name(case: Case, runs: Sequence[Run]) -> str:
     tokens = f"{runs[0].image_tokens} + {runs[0].text_tokens} tokens"
-    return f"{case.size} px" + (f" × {case.batch}" if case.batch > 1 else "") + f"\n{tokens}"
+    size, _, how = case.reading().label.partition(" ")
+    return f"{size} px {how}".strip() + (f" × {case.batch}" if case.batch > 1 else "") + f"\n{tokens}"
 
 
 def _write(figure: Any, destination: Path) -> None:

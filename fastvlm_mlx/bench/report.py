@@ -104,7 +104,7 @@ def records(cases: Cases) -> list[dict[str, object]]:
 def table(cases: Cases) -> Table:
     rows = [
         (
-            str(case.size),
+            case.reading().label,
             str(case.batch),
             f"{runs[0].image_tokens} + {runs[0].text_tokens}",
             *(ms(median(runs, name)) for name in (*PARTS, "ttft_s")),

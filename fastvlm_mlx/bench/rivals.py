@@ -110,10 +110,10 @@ class ConvNeXt(nn.Module):
 
     def __init__(self, config: ConvNeXtConfig):
         super().__init__()
-        ins = (3, *config.dims)
+        ins = (3, *config.dims[:-1])
         self.downs = [
             nn.Conv2d(before, dim, 4 if before == 3 else 2, 4 if before == 3 else 2)
-            for before, dim in zip(ins, config.dims, strict=False)
+            for before, dim in zip(ins, config.dims, strict=True)
         ]
         self.norms = [nn.LayerNorm(dim) for dim in config.dims]  # after the stem, then before each narrowing
         self.blocks = [

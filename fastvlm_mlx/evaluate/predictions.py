@@ -6,9 +6,7 @@ never mix; each other one {"line", "id", "question", "answers", "prediction", "s
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import journal
 from ..config import Quantization
 from ..errors import DataError
+from ..reading import Reading, parsed_grid
 from .data import Row
 
 
@@ -36,6 +36,13 @@ class Settings:
     max_tokens: int
     prompt_suffix: str
     blind: bool
+    image_mode: str
+    grid: str | None = None
+    max_tiles: int | None = None
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.image_size, self.image_mode, parsed_grid(self.grid), self.max_tiles)
 
 
 def described(quantization: Mapping[str, Quantization]) -> str:
@@ -57,13 +64,13 @@ class Predictions:
         self.said: dict[int, str] = {}
         self._path = path
         self._file: FileIO | None = None
-        self._head = _line(asdict(settings))
+        self._head = journal.line(asdict(settings))
         self._whole = 0  # bytes up to the end of the last line that is not torn
         try:
             content = path.read_bytes() if path and path.exists() else b""
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); choose another file") from None
-        self._whole = content.rfind(b"\n") + 1
+        self._whole = journal.whole(content)
         if path and self._whole:
             self.said = _read(path, content[: self._whole], json.loads(self._head))
         elif path and not self._head.startswith(content):
@@ -73,7 +80,7 @@ class Predictions:
         self.said[row.line] = said
         if self._path is None:
             return
-        line = _line(
+        line = journal.line(
             {
                 "line": row.line,
                 "id": row.name,
@@ -88,7 +95,7 @@ class Predictions:
                 self._file = self._path.open("ab", buffering=0)
                 self._file.truncate(self._whole)
                 line = line if self._whole else self._head + line
-            _append(self._file, line)
+            journal.append(self._file, line)
         except OSError as error:
             raise DataError(
                 f"{self._path}: cannot be written ({error.strerror}); check the free space and the "
@@ -105,29 +112,16 @@ class Predictions:
             self._file.close()
 
 
-def _append(file: FileIO, line: bytes) -> None:
-    if file.write(line) != len(line):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
 def _read(path: Path, whole: bytes, settings: Mapping[str, Any]) -> dict[int, str]:
     head, *lines = whole.split(b"\n")[:-1]
-    found = _parsed(head)
+    found = journal.parsed(head)
     if found is None or found.keys() != settings.keys():
         raise _foreign(path)
-    for name, wanted in settings.items():
-        if found[name] != wanted and name != "data":  # the digest says whether it is the same
-            raise DataError(
-                f"{path}: was begun with {name} {found[name]!r}, and now it is {wanted!r}; "
-                "give the same options to go on, or another --predictions"
-            )
+    if difference := journal.first_difference(found, settings, aside=("data",)):  # its digest counts
+        raise DataError(f"{path}: {difference}; give the same options to go on, or another --predictions")
     said = {}
     for number, line in enumerate(lines, 2):
-        match _parsed(line):
+        match journal.parsed(line):
             case {"line": int(row), "prediction": str(text)}:
                 said[row] = text
             case _:
@@ -135,14 +129,6 @@ def _read(path: Path, whole: bytes, settings: Mapping[str, Any]) -> dict[int, st
                     f"{path}, line {number}: no prediction; remove that line to have it asked again"
                 )
     return said
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _foreign(path: Path) -> DataError:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import groupby
-from typing import TypeVar
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .. import ahead as threads
 from ..config import STRIDE
 from ..errors import ConfigError
-from ..image import preprocess
+from ..image import pieces, stored_sides
 from ..prompt import Picture, Prompt, positions
 from ..vlm import VLM
 from .data import DataSet, Row
@@ -22,7 +22,6 @@ from .metrics import AUTO, METRICS, chosen, is_yes_or_no
 from .predictions import Predictions, Settings
 
 Pixels = npt.NDArray[np.float32]
-READERS = 2  # threads that decode pictures while the model is at work
 
 
 def metric_of(name: str, data: DataSet) -> str:
@@ -66,16 +65,23 @@ def ask(
 
 def ordered(vlm: VLM, data: DataSet, settings: Settings) -> list[Row]:
     """Rows about the same pictures together, else of the same length: what `VLM.answers` shares work for."""
-    blank = Picture(mx.zeros((1, settings.image_size, settings.image_size, 3)))  # never evaluated
+    reading = settings.reading
+
+    @cache
+    def blank(path: Path) -> tuple[Picture, ...]:
+        """As many positions as the picture will take; never evaluated."""
+        sides = reading.sides(*(stored_sides(path) if reading.by_picture else (1, 1)))
+        return tuple(Picture(mx.zeros((1, height, width, 3))) for width, height in sides)
+
     length: dict[int, int] = {}
     first: dict[object, tuple[int, int]] = {}
     for row in data.rows:
-        asked = positions(_prompt(vlm, row, [blank] * len(row.pictures), settings))
+        asked = positions(_prompt(vlm, row, [blank(path) for path in row.pictures], settings))
         if asked > vlm.config.text.context:
             raise data.error(
                 row,
                 f"takes {asked} positions and the model reads {vlm.config.text.context}; "
-                f"a smaller --image-size takes fewer, (size ÷ {STRIDE})² a picture",
+                f"a smaller --image-size takes fewer, (size ÷ {STRIDE})² a picture or tile",
             )
         length[row.line] = asked
         first.setdefault(row.pictures, (asked, row.line))
@@ -85,31 +91,15 @@ def ordered(vlm: VLM, data: DataSet, settings: Settings) -> list[Row]:
 def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> Iterator[Prompt]:
     groups = [list(rows) for _, rows in groupby(order, key=lambda row: row.pictures)]
 
-    def read(rows: list[Row]) -> list[Pixels]:
-        return [preprocess(path, settings.image_size, vlm.config.image.mode) for path in rows[0].pictures]
+    def read(rows: list[Row]) -> list[list[Pixels]]:
+        return [pieces(path, settings.reading) for path in rows[0].pictures]
 
-    for rows, arrays in zip(groups, _ahead(read, groups, ahead), strict=True):
-        pictures = [Picture(mx.array(array)[None]) for array in arrays]
+    for rows, read_ones in zip(groups, threads.mapped(read, groups, ahead), strict=True):
+        pictures = [tuple(Picture(mx.array(piece)[None]) for piece in one) for one in read_ones]
         for row in rows:
             yield _prompt(vlm, row, pictures, settings)
 
 
-def _prompt(vlm: VLM, row: Row, pictures: Sequence[Picture], settings: Settings) -> Prompt:
+def _prompt(vlm: VLM, row: Row, pictures: Sequence[tuple[Picture, ...]], settings: Settings) -> Prompt:
     suffix = f"\n{settings.prompt_suffix}" if settings.prompt_suffix else ""
     return vlm.prompt(row.question + suffix, pictures, row.system)
-
-
-A = TypeVar("A")
-B = TypeVar("B")
-
-
-def _ahead(function: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
-    """`map`, with `count` results on their way before they are asked for."""
-    coming: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
-        for item in items:
-            coming.append(pool.submit(function, item))
-            if len(coming) > count:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +11,8 @@ import mlx.nn as nn
 from ..config import TextConfig
 from ..kernels import swiglu
 from .cache import KVCache
+
+Mask = mx.array | Literal["causal"] | None
 
 
 class Attention(nn.Module):
@@ -20,18 +23,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
         self._rope_theta = config.rope_theta
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache, mask: Mask) -> mx.array:
         batch, length, _ = x.shape
         heads = self.qkv(x).reshape(batch, length, -1, self._head_dim).swapaxes(1, 2)
         q, k, v = mx.split(heads, (self._heads, self._heads + self._kv_heads), axis=1)
-        q, k = self._rotated(q, cache.offset), self._rotated(k, cache.offset)
+        position = cache.position
+        q, k = self._rotated(q, position), self._rotated(k, position)
         k, v = cache.extend(k, v)
-        x = mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=self._head_dim**-0.5, mask="causal" if length > 1 else None
-        )
+        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._head_dim**-0.5, mask=mask)
         return self.out(x.swapaxes(1, 2).reshape(batch, length, -1))
 
-    def _rotated(self, x: mx.array, offset: int) -> mx.array:
+    def _rotated(self, x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
             x, self._head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=offset
         )
@@ -55,8 +57,8 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
-        x = x + self.attention(self.attention_norm(x), cache)
+    def __call__(self, x: mx.array, cache: KVCache, mask: Mask) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), cache, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -73,8 +75,9 @@ class Qwen2(nn.Module):
 
     def __call__(self, rows: mx.array, caches: Sequence[KVCache]) -> mx.array:
         """(B, L, d) -> (B, L, d)"""
+        mask = caches[0].mask(rows.shape[1])
         for layer, cache in zip(self.layers, caches, strict=True):
-            rows = layer(rows, cache)
+            rows = layer(rows, cache, mask)
         return self.norm(rows)
 
     def logits(self, hidden: mx.array) -> mx.array:

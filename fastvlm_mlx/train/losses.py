@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -104,16 +105,19 @@ class _Shared:
     """In place of a KV cache: first the heads are read, then every tail sees the head that it follows."""
 
     def __init__(self, head_of: mx.array):
-        self.offset = 0
+        self.position = 0
         self._head_of = head_of
         self._heads: tuple[mx.array, mx.array] | None = None
 
     def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         if self._heads is None:
-            self._heads, self.offset = (keys, values), keys.shape[2]
+            self._heads, self.position = (keys, values), keys.shape[2]
             return keys, values
         seen_keys, seen_values = (mx.take(part, self._head_of, axis=0) for part in self._heads)
         return mx.concatenate([seen_keys, keys], axis=2), mx.concatenate([seen_values, values], axis=2)
+
+    def mask(self, length: int) -> Literal["causal"]:
+        return "causal"
 
 
 def answers(model: FastVLM, pictures: mx.array | None, texts: Sequence[Texts]) -> tuple[mx.array, Measures]:

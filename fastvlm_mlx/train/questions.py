@@ -15,6 +15,7 @@ from itertools import permutations, product
 import numpy as np
 
 from .composing import pick, sample
+from .exercises import beside, by_colour, by_height, by_shape, finding, listing, neighbours
 from .scenes import (
     GRID,
     HELD_OUT,
@@ -22,6 +23,7 @@ from .scenes import (
     LIMITS,
     NAMES,
     SHAPES,
+    SIDES,
     SIGNS,
     SIZES,
     Chart,
@@ -31,7 +33,7 @@ from .scenes import (
     Thing,
     held_out,
 )
-from .wordings import WORDINGS, describe, finding, listing
+from .wordings import WORDINGS, describe
 from .words import TRAIN_WORDS
 
 CANT_TELL = "I can't tell."
@@ -72,7 +74,6 @@ class Clue:
         return f"{self.one()}{'es' if self.shape == 'cross' else 's'}"
 
 
-_SIDES = {"to the left of": (0, -1), "to the right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 _TELLING = 16  # px between the tops of two bars that are compared
 # Shapes that nothing in a picture without things could be taken for.
 _FOREIGN = {
@@ -87,7 +88,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return [
         Question("describe", _say(rng, "describe"), describe(scene)),
         Question("list", _say(rng, "list"), listing(scene)),
-        Question("find", _say(rng, "find"), finding(scene, rng.random(GRID**2).tolist())),
+        _find(scene, rng),
         *(_about_things(scene, rng) if scene.things else _without_things(scene, rng)),
         *(_about_lines(scene.lines, rng) if scene.lines else ()),
         *(() if scene.lettering() else (_unknown(rng, "read"), _unknown(rng, "number"))),
@@ -121,6 +122,24 @@ def _say(rng: np.random.Generator, key: str, *words: str, **named: str) -> str:
     text = pick(rng, WORDINGS[key])
     colour = "colour" if rng.random() < 0.5 else "color"
     return text.format(*words, c=colour, **named)
+
+
+def _find(scene: Scene, rng: np.random.Generator) -> Question:
+    """All there is, by what one kind of question looks up."""
+    keys = ("by shape", "by shape", "by colour", "beside") if scene.things else ("find",)
+    key = pick(rng, ("find", "by height") if scene.chart else keys)
+    match key:
+        case "by shape":
+            told = by_shape(scene, int(rng.integers(len(SHAPES))))
+        case "by colour":
+            told = by_colour(scene, int(rng.integers(len(NAMES))))
+        case "beside":
+            told = beside(scene)
+        case "by height":
+            told = by_height(scene)
+        case _:
+            told = finding(scene, rng.random(GRID**2).tolist())
+    return Question("find", _say(rng, key), told)
 
 
 def _unknown(rng: np.random.Generator, key: str, *words: str, **named: str) -> Question:
@@ -196,19 +215,9 @@ def _counted(scene: Scene, rng: np.random.Generator) -> Clue:
 
 
 def _neighbours(scene: Scene, thing: Thing, clue: Clue, rng: np.random.Generator) -> Iterator[Question]:
-    row, column = thing.cell
-    for side, (down, across) in _SIDES.items():
-        if down and scene.lines:  # a line may lie between them
-            continue
-        there = [
-            other
-            for other in scene.things
-            if (r := other.cell[0] - row) * down + (c := other.cell[1] - column) * across > 0
-            and (c == 0 if down else r == 0)
-        ]
-        if len(there) == 1:
-            text = _say(rng, "relation", clue.one(), side=side)
-            yield Question("position", text, f"{there[0].colour} {there[0].shape}")
+    for side, there in neighbours(scene, thing):
+        text = _say(rng, "relation", clue.one(), side=side)
+        yield Question("position", text, f"{there.colour} {there.shape}")
 
 
 def _present(scene: Scene, rng: np.random.Generator) -> Clue:
@@ -254,7 +263,7 @@ def _absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for key in ("size", "position"):
         options = pick(rng, pairs), Clue(shape=pick(rng, shapes)), Clue(colour=pick(rng, colours))
         yield _unknown(rng, key, pick(rng, options).one())
-    side = pick(rng, tuple(_SIDES))
+    side = pick(rng, tuple(SIDES))
     yield _unknown(rng, "relation", pick(rng, pairs).one(), side=side)
 
 

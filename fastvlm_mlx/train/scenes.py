@@ -65,6 +65,8 @@ HELD_OUT = frozenset(
     }
 )
 
+# What lies beside a thing: rows down, columns across.
+SIDES = {"to the left of": (0, -1), "to the right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 STEP = 16  # px of a bar's height that are told apart
 # What training supervises in every cell: slots in the cell, classes of each (0 is "nothing").
 HEADS: dict[str, tuple[int, int]] = {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
-from .scenes import GRID, STEP, Scene, Sign, cell_at
+from .scenes import Scene, Sign
 
 # {c} is "colour" or "color", {side} a side of something; the other gaps are filled in order.
 WORDINGS: dict[str, tuple[str, ...]] = {
@@ -27,6 +26,30 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Say where everything is.",
         "Find all that is shown.",
         "In which cell is what?",
+    ),
+    "by shape": (
+        "Sort by shape.",
+        "Say what there is of every shape.",
+        "Go through the shapes.",
+        "Which shapes are where?",
+    ),
+    "by colour": (
+        "Sort by {c}.",
+        "Say what there is of every {c}.",
+        "Go through the {c}s.",
+        "Which {c}s are where?",
+    ),
+    "beside": (
+        "Say what is beside everything.",
+        "Name the neighbours of everything.",
+        "What is next to what?",
+        "Go through the neighbours.",
+    ),
+    "by height": (
+        "Sort the bars by height.",
+        "List the bars from the tallest to the shortest.",
+        "Go through the bars from the highest to the lowest.",
+        "Order the bars, the tallest first.",
     ),
     "count all": (
         "How many shapes are there?",
@@ -174,42 +197,6 @@ def describe(scene: Scene) -> str:
         lines = _joined([f"the {_noun(line.text)} {line.text}" for line in scene.lines])
         text = ", with ".join(part for part in (things, lines) if part)
     return f"{text[0].upper()}{text[1:]}."
-
-
-def listing(scene: Scene) -> str:
-    """Each of the 16 cells by its row and column, and what is in it."""
-    seen = in_cells(scene)
-    cells = [(row, column) for row in range(GRID) for column in range(GRID)]
-    return ",".join(f"{_cell(cell)} {seen[cell]}" if cell in seen else _cell(cell) for cell in cells)
-
-
-def finding(scene: Scene, order: Sequence[float]) -> str:
-    """What is in any cell, and in which; of a chart each bar's label, colour and height. `order` has a number
-    for each of what may be 16."""
-    if scene.chart:
-        base = scene.chart.base
-        told = [f"{bar.label.text}:{bar.colour} {round((base - bar.top) / STEP)}" for bar in scene.chart.bars]
-    else:
-        told = [f"{what}:{_cell(cell)}" for cell, what in sorted(in_cells(scene).items())]
-    return ",".join(one for _, one in sorted(zip(order[: len(told)], told, strict=True)))
-
-
-def _cell(cell: tuple[int, int]) -> str:
-    return f"{cell[0] + 1}{cell[1] + 1}"
-
-
-def in_cells(scene: Scene) -> dict[tuple[int, int], str]:
-    """What is in each cell that holds something; letters hide what is behind them."""
-    seen = {thing.cell: f"{thing.size} {thing.colour} {thing.shape}" for thing in scene.things}
-    if scene.sign:
-        seen[scene.sign.cell] = f"{scene.sign.kind} sign"
-    for bar in scene.chart.bars if scene.chart else ():
-        seen[bar.cell] = f"{seen[bar.cell]} bar" if bar.cell in seen else "bar"
-    written: defaultdict[tuple[int, int], str] = defaultdict(str)
-    for line in scene.spelled():
-        for letter, x in line.letters():
-            written[cell_at(x, line.y)] += letter
-    return seen | written
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import ConfigError
 from . import bench_jobs as jobs
-from .options import MODEL_VARIABLE, Dtype, Revision
+from .options import MODEL_VARIABLE, Dtype, GridOption, ImageMode, MaxTiles, Revision, checked_grid
 
 
 def bench(
@@ -30,6 +30,9 @@ def bench(
         str | None,
         typer.Option(help="Sides in pixels, multiples of 64. Default: 256 to 1536, as far as there is room."),
     ] = None,
+    image_mode: ImageMode = None,
+    grid: GridOption = None,
+    max_tiles: MaxTiles = None,
     batch: Annotated[int, typer.Option(min=1, help="So many questions at once, a picture each.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Measured runs, after one that is not.")] = 5,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens to decode in each run.")] = 32,
@@ -77,13 +80,13 @@ def bench(
     \b
     Examples:
       fastvlm-mlx bench
+      fastvlm-mlx bench --sizes 1024 --image-mode tiles --grid 2x2
       fastvlm-mlx bench --model 0.5b --sizes 512,1024 --markdown bench.md --plot bench.png
       fastvlm-mlx bench --random 7b --runs 3 --json bench.json --paper --roofline
       fastvlm-mlx bench --against vit-l-14@336,llava-onevision
       fastvlm-mlx bench --plan --ttft 200ms --memory 4GB
     """
     from ..atomic import require_writable
-    from ..image import check_options
 
     if model is not None and random is not None:
         raise ConfigError("--model and --random name two models; give one of them")
@@ -97,11 +100,15 @@ def bench(
         raise ConfigError("--plan needs --ttft, which like --memory is for --plan alone; give both or none")
     if batch > 1 and (plan or against):
         raise ConfigError(f"--batch {batch}: --plan and --against time one question; leave --batch out")
+    if image_mode is not None and (plan or against or paper or roofline):
+        raise ConfigError(
+            "--plan, --against, --paper and --roofline are of whole squares; leave --image-mode out"
+        )
     if model is None and random is None and not plan:
         model = os.environ.get(MODEL_VARIABLE) or None
     listed = list(dict.fromkeys(map(_number, sizes.split(",")))) if sizes else None
-    for size in listed or ():
-        check_options(size, "pad")
+    for size in listed or (None,):
+        cells = checked_grid(size, image_mode, grid, max_tiles)
     for file in (json_file, markdown):
         if file is not None:
             require_writable(file)
@@ -111,7 +118,9 @@ def bench(
         drawing.require(plot)
     if random is None and model is None and not plan:
         random = "0.5b"
-    asked = jobs.Asked(model, random, listed, batch, runs, tokens, cold, dtype, revision)
+    asked = jobs.Asked(
+        model, random, listed, batch, runs, tokens, cold, dtype, revision, image_mode, cells, max_tiles
+    )
     files = jobs.Files(json_file, markdown, plot)
     if plan:
         jobs.plan(asked, ttft or "", memory, files)

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .. import tell
+from ..amounts import seconds, size_bytes
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..bench.measure import Run, Turn
+    from ..bench.measure import Case, Run, Turn
     from ..bench.planning import Choice, Measured, Point
     from ..bench.report import Setting
     from ..bench.table import Table
     from ..config import ModelConfig
+    from ..reading import Grid, Sides
     from ..vlm import VLM
 
 _Key = TypeVar("_Key")
@@ -32,10 +34,18 @@ class Asked:
     cold: bool
     dtype: str | None
     revision: str | None
+    image_mode: str | None = None
+    grid: Grid | None = None
+    max_tiles: int | None = None
 
     @property
     def name(self) -> str:
         return self.model or f"random {self.random}"
+
+    def case(self, size: int) -> Case:
+        from ..bench.measure import Case
+
+        return Case(size, self.batch, True, self.image_mode, self.grid, self.max_tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,8 @@ def time(asked: Asked, paper: bool, roofline: bool, files: Files) -> None:
         raise ConfigError(f"{asked.name}: the paper publishes no times of such a model; leave --paper out")
     cold_s = None
     if asked.cold and not asked.random:
-        cold_s = cold_start(asked.name, max(sizes), asked.dtype, asked.revision)
-    measured: dict[Case, list[Run]] = {Case(size, asked.batch): [] for size in sizes}
+        cold_s = cold_start(asked.name, asked.case(max(sizes)), asked.dtype, asked.revision)
+    measured: dict[Case, list[Run]] = {asked.case(size): [] for size in sizes}
     for size in published.sizes(variant) if paper and variant else ():
         if fitting.needed(vlm.config, size, 1, vlm.dtype.size) <= memory_bytes():
             measured[Case(size, 1, asks=False)] = []
@@ -201,8 +211,8 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
     from ..bench.variants import VARIANTS
     from ..checkpoint import DTYPES
 
-    budget_s, machine = planning.seconds(ttft), this_machine()
-    room = min(planning.size_bytes(memory) if memory else float(memory_bytes()), float(memory_bytes()))
+    budget_s, machine = seconds(ttft, "--ttft"), this_machine()
+    room = min(size_bytes(memory, "--memory") if memory else float(memory_bytes()), float(memory_bytes()))
     dtype = _dtype(asked.dtype)
     variants = [asked.random] if asked.random else list(VARIANTS)
     for variant in variants:
@@ -295,6 +305,7 @@ def _model(asked: Asked, paper: bool) -> tuple[VLM, float | None, list[int]]:
     from ..bench import fitting, untrained
     from ..bench import paper as published
     from ..bench.machine import memory_bytes
+    from ..bench.measure import SIDES
     from ..checkpoint import DTYPES
 
     def sizes(config: ModelConfig, width: int) -> list[int]:
@@ -309,7 +320,11 @@ def _model(asked: Asked, paper: bool) -> tuple[VLM, float | None, list[int]]:
             tokens=asked.tokens,
             width=width,
             memory=memory_bytes(),
+            sides=sides,
         )
+
+    def sides(size: int) -> tuple[Sides, ...]:
+        return asked.case(size).reading().sides(*SIDES)
 
     if asked.random:
         config, dtype = _variant(asked.random), DTYPES[_dtype(asked.dtype)]

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from ..config import STRIDE
 from ..errors import ConfigError, DataError
 from .options import (
     AdapterPath,
     Dtype,
+    GridOption,
     ImageMode,
     ImageSize,
+    MaxTiles,
     MaxTokens,
     MinP,
     Model,
@@ -27,6 +28,7 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    checked_grid,
     named,
 )
 
@@ -53,6 +55,8 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.0,
     image_size: ImageSize = None,
     image_mode: ImageMode = None,
+    grid: GridOption = None,
+    max_tiles: MaxTiles = None,
     reference: Reference = False,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -78,10 +82,10 @@ def chat(
     if resume is not None and not resume.is_file():
         raise DataError(f"{resume}: no such file; name a conversation that /save wrote")
 
-    from ..image import check_options, fetch, open_image
+    from ..image import fetch, open_image
     from ..sampling import Options, Sampling
 
-    check_options(STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode)
+    cells = checked_grid(image_size, image_mode, grid, max_tiles)
     pictures = [open_image(fetch(source), reference=reference) for source in images or []]
     sampling: Options = {
         "temperature": temperature,
@@ -102,7 +106,7 @@ def chat(
     session = Session(vlm) if resume is None else Session.restore(vlm, resume)
     if system is not None:
         session.system = system
-    how = How(max_tokens, sampling, image_size, image_mode, reference, preview)
+    how = How(max_tokens, sampling, image_size, image_mode, cells, max_tiles, reference, preview)
     talking = Chat(session, how, sys.stdin is not None and sys.stdin.isatty(), resume)
     if talking.interactive:
         tell.say(f"[{name}, {str(vlm.dtype).removeprefix('mlx.core.')}; /help lists the commands]")

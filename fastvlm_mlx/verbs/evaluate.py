@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from .options import Dtype, ImageSize, Revision
+from ..reading import named
+from .options import Dtype, GridOption, ImageMode, ImageSize, MaxTiles, Revision, checked_grid
 
 
 def evaluate(
@@ -45,6 +46,9 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
     image_size: ImageSize = None,
+    image_mode: ImageMode = None,
+    grid: GridOption = None,
+    max_tiles: MaxTiles = None,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
@@ -73,11 +77,9 @@ def evaluate(
     from ..evaluate import report as reports
     from ..evaluate.predictions import Predictions, Settings, described
     from ..evaluate.run import ask, check_metric, metric_of
-    from ..image import check_options
 
     check_metric(metric)
-    if image_size is not None:
-        check_options(image_size, "pad")
+    cells = checked_grid(image_size, image_mode, grid, max_tiles)
     for file in (predictions, json_file, markdown):
         if file is not None:
             require_writable(file)
@@ -102,6 +104,9 @@ def evaluate(
         max_tokens=max_tokens,
         prompt_suffix=prompt_suffix,
         blind=blind,
+        image_mode=image_mode or vlm.config.image.mode,
+        grid=named(cells) if cells else None,
+        max_tiles=max_tiles,
     )
     with Predictions(predictions, settings) as kept, progress.bar("answering", "rows") as advance:
         ask(vlm, questions, settings, kept, batch=batch, progress=advance)

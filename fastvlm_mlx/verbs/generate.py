@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from ..config import STRIDE
 from ..errors import ConfigError, PromptError
 from .options import (
     AdapterPath,
     Dtype,
+    GridOption,
     ImageMode,
     ImageSize,
+    MaxTiles,
     MaxTokens,
     MinP,
     Model,
@@ -27,6 +28,7 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    checked_grid,
     named,
 )
 
@@ -60,8 +62,20 @@ def generate(
     repetition_penalty: RepetitionPenalty = 1.0,
     image_size: ImageSize = None,
     image_mode: ImageMode = None,
+    grid: GridOption = None,
+    max_tiles: MaxTiles = None,
     reference: Reference = False,
     dtype: Dtype = None,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Let a smaller model guess, such as 0.5b for 7b; the answer stays the same."
+        ),
+    ] = None,
+    repetitions: Annotated[
+        bool,
+        typer.Option("--repetitions", help="Guess what was said before: sooner where text repeats itself."),
+    ] = False,
     vision_backend: Annotated[
         str,
         typer.Option(
@@ -91,6 +105,8 @@ def generate(
       fastvlm-mlx generate examples/pictures/shapes.png -p "What is left of the star?"
       fastvlm-mlx generate cat.jpg --model 0.5b
       fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
+      fastvlm-mlx generate plan.png -m 0.5b --image-mode tiles --grid 2x2
+      fastvlm-mlx generate cat.jpg -m 7b --draft-model 0.5b --stats
       fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
     """
     sources = [*(images or []), *(image or [])]
@@ -101,14 +117,16 @@ def generate(
     name = named(model)
     if vision_backend not in BACKENDS:
         raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
+    if temperature and (draft_model or repetitions):
+        raise ConfigError("only greedy answers can be guessed; leave --temperature out, or the guessing")
     if vision_package is not None and vision_backend != "coreml":
         raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
     if sources.count("-") > 1:
         raise ConfigError("standard input (-) holds one picture; name the others")
 
-    from ..image import check_options, fetch, open_image
+    from ..image import fetch, open_image
 
-    check_options(STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode)
+    cells = checked_grid(image_size, image_mode, grid, max_tiles)
     pictures = [open_image(fetch(source), reference=reference) for source in sources]
     if show:
         from ..preview import blocks
@@ -131,15 +149,18 @@ def generate(
     Sampling(**sampling)  # says what is wrong with them before a model is loaded
     package = (vision_package or Path(name)) if vision_backend == "coreml" else None
     vlm = runtime.load(name, dtype, revision=revision, adapter=adapter, vision_package=package)
+    draft = None if draft_model is None else runtime.load(draft_model, dtype)
     question = vlm.prompt(
         prompt or DEFAULT_QUESTION,
         pictures,
         system,
         image_size=image_size,
         image_mode=image_mode,
+        grid=cells,
+        max_tiles=max_tiles,
         reference=reference,
     )
-    events = vlm.stream(question, max_tokens=max_tokens, **sampling)
+    events = vlm.stream(question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
     answer = collect(events if as_json else tell.printed(events))
     if as_json:
         tell.print_line(json.dumps(tell.as_dict(answer, name), ensure_ascii=False))

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from .. import hub, tell
+from ..config import STRIDE
+from ..reading import MAX_TILES, Grid, Reading, parsed_grid
 
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
 
@@ -35,11 +37,30 @@ Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages repeats; 1 is off.")]
 ImageSize = Annotated[
     int | None,
-    typer.Option(help="Side in pixels, a multiple of 64; more is sharper and slower. Default: the model's."),
+    typer.Option(
+        help="Side in pixels, a multiple of 64, of the square, of native's longer side or of a tile; more is "
+        "sharper and slower. Default: the model's."
+    ),
 ]
 ImageMode = Annotated[
     str | None,
-    typer.Option(metavar="pad|crop|stretch", help="How a picture becomes square. Default: the model's."),
+    typer.Option(
+        metavar="pad|crop|stretch|native|tiles",
+        help="How a picture becomes square; native keeps its shape, in fewer tokens; tiles are an overview "
+        "and squares cut from it. Default: the model's.",
+    ),
+]
+GridOption = Annotated[
+    str | None,
+    typer.Option(
+        "--grid",
+        metavar="COLUMNSxROWS",
+        help="For tiles: such as 2x2. Default: by the picture's sides, of at most --max-tiles.",
+    ),
+]
+MaxTiles = Annotated[
+    int | None,
+    typer.Option("--max-tiles", help=f"For tiles: the most that a picture has. Default: {MAX_TILES}."),
 ]
 Reference = Annotated[
     bool,
@@ -69,3 +90,13 @@ def named(model: str | None) -> str:
         "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
     )
     return hub.DEFAULT
+
+
+def checked_grid(
+    image_size: int | None, image_mode: str | None, grid: str | None, max_tiles: int | None
+) -> Grid | None:
+    """The grid; what is wrong with how pictures are to be read is said before a model is loaded."""
+    cells = parsed_grid(grid)
+    size, mode = STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode
+    Reading(size, mode, cells, max_tiles)
+    return cells

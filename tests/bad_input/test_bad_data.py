@@ -89,6 +89,10 @@ DATA = {
     ),
     "blind with one picture": Case(about(lines(GOOD, GOOD), "--blind"), "no other row", "leave --blind out"),
     "image size 100": Case(about(lines(GOOD), "--image-size", 100), "image.size 100", "choose 64 or 128"),
+    "a grid without tiles": Case(about(lines(GOOD), "--grid", "2x2"), "pad has no tiles", "choose tiles"),
+    "tiles beyond the context": Case(
+        about(lines(GOOD), "--image-mode", "tiles", "--grid", "30x30"), "takes .* positions", "or tile"
+    ),
     "dtype int4": Case(about(lines(GOOD), "--dtype", "int4"), "dtype 'int4'", "choose one of float16"),
     "batch 0": Case(about(lines(GOOD), "--batch", 0), "--batch", "fastvlm-mlx eval --help", 2),
     "limit 0": Case(about(lines(GOOD), "--limit", 0), "--limit", "fastvlm-mlx eval --help", 2),
@@ -136,6 +140,8 @@ def begun(run: Run, tmp_path: Path) -> list[object]:
         (("--metric", "anls"), "metric 'exact', and now it is 'anls'"),
         (("--dtype", "float16"), "dtype 'float32', and now it is 'float16'"),
         (("--image-size", 64), "image_size 256, and now it is 64"),
+        (("--image-mode", "crop"), "image_mode 'pad', and now it is 'crop'"),
+        (("--image-mode", "tiles", "--grid", "2x1"), "image_mode 'pad', and now it is 'tiles'"),
     ],
     ids=lambda options: str(options[0]),
 )

@@ -35,6 +35,27 @@ QUESTIONS = {
     "image size 0": Case(question("--image-size", 0), "image.size 0", "choose 64"),
     "image size 1,000,000": Case(question("--image-size", 1_000_000), "image.size", "choose 16384 or less"),
     "unknown image mode": Case(question("--image-mode", "zoom"), "image.mode 'zoom'", "choose one of pad"),
+    "a grid without tiles": Case(question("--grid", "2x2"), "mode pad has no tiles", "choose tiles"),
+    "tiles of another mode": Case(
+        question("--image-mode", "native", "--max-tiles", 3), "mode native has no tiles", "choose tiles"
+    ),
+    "no grid": Case(question("--image-mode", "tiles", "--grid", "2by2"), "no grid '2by2'", "such as 2x2"),
+    "an empty grid": Case(question("--image-mode", "tiles", "--grid", "0x2"), "0x2", "choose 1x1"),
+    "no tiles": Case(question("--image-mode", "tiles", "--max-tiles", 0), "max-tiles is 0", "choose 1"),
+    "a grid of more than the most tiles": Case(
+        question("--image-mode", "tiles", "--grid", "3x3", "--max-tiles", 4), "9 tiles", "smaller grid"
+    ),
+    "a grid that is too large": Case(
+        question("--image-mode", "tiles", "--grid", "9999999x1"), "pixels", "fewer tiles"
+    ),
+    "a grid that the picture is too small for": Case(
+        question("--image-mode", "tiles", "--grid", "100x1"), "90×241 has too few pixels", "leave the grid"
+    ),
+    "tiles that the context has no room for": Case(
+        question("--image-mode", "tiles", "--grid", "20x20", "--image-size", 512),
+        "400 tiles and their overview take 25664 positions",
+        "smaller --grid",
+    ),
     "unknown dtype": Case(question("--dtype", "int4"), "dtype 'int4'", "choose one of float16"),
     "temperature -1": Case(question("--temp", -1), r"temperature is -1", "must be 0 .* or more"),
     "temperature nan": Case(question("--temp", "nan"), r"temperature is nan", "must be 0 .* or more"),
@@ -55,6 +76,9 @@ QUESTIONS = {
     "chat about no picture": Case(lambda at: ["chat", at / "no.png", "-m", MODEL], "no.png", "readable"),
     "chat, image size 100": Case(
         lambda at: ["chat", TALL, "-m", MODEL, "--image-size", 100], "100", "choose 64 or 128"
+    ),
+    "chat, a grid without tiles": Case(
+        lambda at: ["chat", TALL, "-m", MODEL, "--grid", "2x2"], "mode pad has no tiles", "choose tiles"
     ),
     "chat, temperature -1": Case(
         lambda at: ["chat", "-m", MODEL, "--temp", -1], "temperature", "0 .* or more"

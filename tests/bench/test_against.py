@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,7 +14,6 @@ from command import MODEL, Run
 from mlx.utils import tree_flatten
 
 from fastvlm_mlx.bench import against, rivals, untrained
-from fastvlm_mlx.bench import measure as measuring
 from fastvlm_mlx.bench.against import CLAIMS, OURS, Contender, Pair
 from fastvlm_mlx.bench.measure import Case, measure, picture
 from fastvlm_mlx.bench.rivals import RIVALS, AnyRes, ConvNeXt, ConvNeXtConfig, FastViT, ViT, ViTConfig
@@ -168,19 +165,8 @@ def test_against_tells_both_sides_and_the_claims(run: Run, tmp_path: Path) -> No
     assert "theirs ÷ ours" in done.out
 
 
-@pytest.mark.usefixtures("small")
-def test_interrupted_what_was_measured_is_kept_and_marked(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = measuring.interleaved
-
-    def interrupted(*arguments: Any) -> Iterator[object]:
-        for number, told in enumerate(whole(*arguments)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield told
-
-    monkeypatch.setattr(measuring, "interleaved", interrupted)
+@pytest.mark.usefixtures("small", "interrupted")
+def test_interrupted_what_was_measured_is_kept_and_marked(run: Run, tmp_path: Path) -> None:
     names = ("--against", "fastvit", "--sizes", 64, "--json", tmp_path / "a.json")
     done = run("bench", "-m", MODEL, *names)
     assert done.code == 130

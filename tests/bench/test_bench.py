@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fastvlm_mlx.bench.variants import VARIANTS
 from fastvlm_mlx.cli import MODEL_VARIABLE
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.errors import ConfigError
+from fastvlm_mlx.reading import Reading
 
 TINY = ModelConfig(
     VisionConfig((1, 1, 1, 1, 1), (8, 16, 32, 64, 128)), TextConfig(64, 2, 4, 2, 96, 512, tied=True)
@@ -59,16 +60,16 @@ def test_parts_are_what_each_took_and_add_up_to_the_whole(
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     for owner, name, seconds in (
         (image, "open_image", 1.0),
-        (measuring.image, "preprocess", 2.0),
+        (measuring.image, "pieces", 2.0),
         (vlm, "prompt", 4.0),
         (vlm.model, "vision", 8.0),
         (vlm.model, "projector", 16.0),
         (vlm.model, "language", 32.0),
     ):
         monkeypatch.setattr(owner, name, Slowed(getattr(owner, name), seconds, clock))
-    preprocess = measuring.image.preprocess._part  # type: ignore[attr-defined]
-    ready = preprocess(picture(), 64)
-    monkeypatch.setattr(measuring.image.preprocess, "_part", lambda *_: ready)  # which opens once more
+    pieces = measuring.image.pieces._part  # type: ignore[attr-defined]
+    ready = pieces(picture(), Reading(64))
+    monkeypatch.setattr(measuring.image.pieces, "_part", lambda *_: ready)  # which opens once more
     run = measure(vlm, picture(), Case(64, batch), tokens=4)
     assert (run.read_s, run.preprocess_s, run.prompt_s) == (batch, 2 * batch, 4 * batch)
     assert (run.vision_s, run.projector_s) == (8, 16)
@@ -96,6 +97,34 @@ def test_tokens_of_pictures_and_text_are_counted_apart(vlm: VLM, size: int, toke
     assert run.text_tokens > 5
 
 
+@pytest.mark.parametrize(
+    ("case", "tokens", "label"),
+    [
+        (Case(256, 1, image_mode="native"), 4 * 2, "256 native"),
+        (Case(128, 1, image_mode="tiles", grid=(3, 2)), 7 * 4, "128 tiles 3x2"),
+        (Case(512, 1, image_mode="tiles"), 5 * 64, "512 tiles"),
+        (Case(512, 2, image_mode="tiles", max_tiles=2), 3 * 64, "512 tiles at most 2"),
+        (Case(128, 1, image_mode="crop"), 4, "128 crop"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pictures_are_read_as_asked(vlm: VLM, case: Case, tokens: int, label: str) -> None:
+    assert measure(vlm, picture(), case, 2).image_tokens == tokens
+    assert case.reading().label == label
+    assert case.reading().positions(*measuring.SIDES) == tokens
+
+
+def test_bench_measures_tiles(run: Run, tmp_path: Path) -> None:
+    tiles, files = ("--image-mode", "tiles", "--grid", "2x1"), ("--json", tmp_path / "b.json")
+    done = run("bench", "-m", MODEL, *FAST, *tiles, *files, "--plot", tmp_path / "b.png")
+    assert (done.code, done.err) == (0, "")
+    assert "64 tiles 2x1" in done.out
+    body = json.loads((tmp_path / "b.json").read_text())
+    assert body["cold_start_s"] > 0
+    found = [(case["size"], case["image_mode"], case["grid"], case["image_tokens"]) for case in body["cases"]]
+    assert found == [(64, "tiles", [2, 1], 3), (128, "tiles", [2, 1], 12)]
+
+
 def test_cases_take_turns_and_the_first_round_is_not_measured(vlm: VLM) -> None:
     cases = [Case(64, 1), Case(128, 1)]
     told = list(interleaved([(vlm, case) for case in cases], runs=2, tokens=2))
@@ -104,7 +133,7 @@ def test_cases_take_turns_and_the_first_round_is_not_measured(vlm: VLM) -> None:
 
 
 def test_the_picture_is_a_camera_s_small_one() -> None:
-    assert image.open_image(picture()).size == (1920, 1080)
+    assert image.open_image(picture()).size == measuring.SIDES == (1920, 1080)
 
 
 def test_random_models_have_true_sizes_and_the_asked_type() -> None:
@@ -158,18 +187,24 @@ def test_a_cold_start_is_a_process_that_answers(run: Run) -> None:
     assert "cold start" in done.out
 
 
-def test_interrupted_what_was_measured_is_kept_and_marked(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = measuring.interleaved
+def test_room_is_made_for_every_tile() -> None:
+    def sides(size: int) -> tuple[tuple[int, int], ...]:
+        return Reading(size, "tiles", (2, 2)).sides(*measuring.SIDES)
 
-    def interrupted(*arguments: Any) -> Iterator[object]:
-        for number, told in enumerate(whole(*arguments)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield told
+    how = {"batch": 1, "tokens": 32, "width": 2}
+    seven = VARIANTS["7b"]
+    alone, tiled = (fitting.needed(seven, 512, 1, 2, pieces) for pieces in (1, 5))
+    assert tiled > alone
+    for memory, sizes in ((tiled, [256, 512]), (tiled - 1, [256])):
+        assert fitting.chosen(None, (256, 512), seven, "7b", memory=memory, sides=sides, **how) == sizes
+    short = replace(TINY, text=replace(TINY.text, context=180))  # 84 beside text and answer
+    assert fitting.chosen(None, (256, 512), short, "tiny", memory=10**9, sides=sides, **how) == [256]
+    with pytest.raises(ConfigError, match="512 px make 320 positions"):
+        fitting.chosen([512], (), short, "tiny", memory=10**9, sides=sides, **how)
 
-    monkeypatch.setattr(measuring, "interleaved", interrupted)
+
+@pytest.mark.usefixtures("interrupted")
+def test_interrupted_what_was_measured_is_kept_and_marked(run: Run, tmp_path: Path) -> None:
     done = run("bench", "-m", MODEL, *FAST, "--no-cold", "--json", tmp_path / "b.json")
     assert done.code == 130
     body = json.loads((tmp_path / "b.json").read_text())
@@ -273,6 +308,17 @@ REFUSED = {
     ),
     "a batch against a rival": Refusal(
         lambda at: ["bench", "--against", "fastvit", "--batch", 2], "--batch 2", "leave --batch out"
+    ),
+    "a grid without tiles": Refusal(
+        lambda at: ["bench", "-m", MODEL, "--grid", "2x2"], "mode pad has no tiles", "choose tiles"
+    ),
+    "tiles beside the paper": Refusal(
+        lambda at: ["bench", "--paper", "--image-mode", "tiles"], "whole squares", "leave --image-mode out"
+    ),
+    "more tiles than it reads": Refusal(
+        lambda at: ["bench", "-m", MODEL, "--sizes", "512", "--image-mode", "tiles", "--grid", "20x10"],
+        "512 px make 12864 positions",
+        "smaller",
     ),
     "a plan without a time": Refusal(lambda at: ["bench", "--plan"], "needs --ttft", "give both"),
     "a time without a plan": Refusal(lambda at: ["bench", "--ttft", "1s"], "--ttft", "give both"),

@@ -97,24 +97,6 @@ def test_the_table_says_of_every_choice_why() -> None:
     assert "nothing; give more" in planning.table(found(0.01), 0.01, 1e12, this_machine()).notes[0]
 
 
-@pytest.mark.parametrize(("text", "expected"), [("200ms", 0.2), ("1.5s", 1.5), (" 3 s ", 3.0)])
-def test_times_have_units(text: str, expected: float) -> None:
-    assert planning.seconds(text) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("4GB", 4e9), ("512 MB", 512e6), ("2GiB", 2**31), ("1.5MiB", 1.5 * 2**20)]
-)
-def test_memories_have_units(text: str, expected: float) -> None:
-    assert planning.size_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "ms", "200", "-1s", "0ms", "1h", "4 GB"])
-def test_other_amounts_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--ttft"):
-        planning.seconds(text)
-
-
 def test_pictures_that_no_context_holds_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"16384 px make 65536 positions.*room for 32448"):
         planning.choices(["0.5b"], [None], (256, 16384), 2)

@@ -143,15 +143,20 @@ class Mac:
         monkeypatch.setitem(sys.modules, "coremltools", fake)
 
 
+@pytest.mark.parametrize(("how", "pieces"), [((), 1), (("--image-mode", "tiles", "--grid", "1x2"), 3)])
 def test_generate_sees_through_the_package(
-    run: Run, exported: Exporter, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    exported: Exporter,
+    monkeypatch: pytest.MonkeyPatch,
+    how: tuple[str, ...],
+    pieces: int,
 ) -> None:
     package = exported(precision="float32", weights=None)
-    ask = ["generate", TALL, "-m", golden(SOURCE), "-p", "What is this?", "-n", 8]
+    ask = ["generate", TALL, "-m", golden(SOURCE), "-p", "What is this?", "-n", 8, *how]
     expected = run(*ask, "--image-size", 256)
     mac = Mac(monkeypatch)
     found = run(*ask, "--vision-backend", "coreml", "--vision-package", package)
-    assert (found.code, mac.asked) == (0, 1), found.err
+    assert (found.code, mac.asked) == (0, pieces), found.err
     assert found.out == expected.out
 
 

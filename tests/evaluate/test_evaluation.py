@@ -127,6 +127,33 @@ def test_the_suffix_and_the_size_are_asked_with(rows: Rows, evaluated: Callable[
         assert float(table(evaluated(rows, *option))["all"][1]) < 100
 
 
+@pytest.mark.parametrize(
+    ("options", "how", "label"),
+    [
+        (("native",), {}, "256 native"),
+        (("tiles",), {}, "256 tiles"),
+        (("tiles", "--max-tiles", 2), {"max_tiles": 2}, "256 tiles at most 2"),
+        (("tiles", "--grid", "2x1"), {"grid": (2, 1)}, "256 tiles 2x1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_shapes_and_tiles_are_asked_with(
+    vlm_of: Callable[[str], VLM],
+    rows: Rows,
+    evaluated: Callable[..., Ran],
+    options: tuple[object, ...],
+    how: dict[str, Any],
+    label: str,
+) -> None:
+    vlm, answered = vlm_of("apple-fused"), []
+    for row in rows:
+        prompt = vlm.prompt(row["question"], [IMAGES / row["image"]], image_mode=str(options[0]), **how)
+        answered.append(row | {"answer": vlm.generate(prompt, max_tokens=TOKENS).text})
+    done = evaluated(answered, "--image-mode", *options)
+    assert done.out.splitlines()[2] == f"asked    pictures of {label}, {TOKENS} tokens at most"
+    assert table(done)["all"] == ["8", "100.00"]
+
+
 def test_the_blind_do_worse(rows: Rows, evaluated: Callable[..., Ran]) -> None:
     done = evaluated(rows, "--blind")
     assert "blind" in done.out.splitlines()[2]
@@ -167,7 +194,7 @@ def test_rows_that_can_share_work_are_neighbours(vlm_of: Callable[[str], VLM], t
             ],
         )
     )
-    settings = Settings("", "", "", "", "", "exact", 256, TOKENS, "", False)
+    settings = Settings("", "", "", "", "", "exact", 256, TOKENS, "", False, image_mode="pad")
     order = [(row.pictures[0].name, row.question) for row in ordered(vlm_of("apple-fused"), data, settings)]
     assert order == [
         *(("b", short), ("b", longest), ("d", short)),
@@ -233,10 +260,9 @@ def test_what_was_asked_is_not_asked_again(
 # Runs the command and kills it as the `moment`-th line is written, `share` per cent of which is on disk.
 KILLER = """
 import os, signal, sys
-from fastvlm_mlx import cli
-from fastvlm_mlx.evaluate import predictions
+from fastvlm_mlx import cli, journal
 moment, share, *sys.argv[1:] = sys.argv[1:]
-append, lines = predictions._append, []
+append, lines = journal.append, []
 
 def killed(file, line):
     lines.append(line)
@@ -245,7 +271,7 @@ def killed(file, line):
         os.kill(os.getpid(), signal.SIGKILL)
     append(file, line)
 
-predictions._append = killed
+journal.append = killed
 cli.main()
 """
 

@@ -182,3 +182,62 @@ def test_decoding_with_the_cache_equals_recomputing(language: Qwen2, rows: mx.ar
 def test_one_cache_too_few_is_an_error(language: Qwen2, rows: mx.array) -> None:
     with pytest.raises(ValueError, match="zip"):
         language(rows, language.new_caches()[:1])
+
+
+# --- rows of unequal length ---
+
+
+def held(cache: KVCache) -> list[tuple[mx.array, ...]]:
+    rows = cache.arrays[0].shape[0]
+    return [
+        tuple(array[..., : cache.row(row).offset, :] for array in cache.row(row).arrays)
+        for row in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("lengths", [(3, 7), (7, 3), (5, 5), (255, 256), (256, 1), (600, 20)])
+def test_joined_rows_stay_what_they_were(lengths: tuple[int, int]) -> None:
+    caches = [KVCache(), KVCache()]
+    for seed, (cache, length) in enumerate(zip(caches, lengths, strict=True)):
+        cache.extend(*keys_and_values(length, seed))
+    before = [held(cache)[0] for cache in caches]
+    together = caches[0].fork(10**6)
+    together.join(caches[1])
+    assert together.offset == max(lengths)
+    for found, expected in zip(held(together), before, strict=True):
+        for one, other in zip(found, expected, strict=True):
+            assert mx.array_equal(one, other)
+    together.extend(*(mx.concatenate([a, a]) for a in keys_and_values(1, 9)))
+    assert [together.row(row).offset for row in (0, 1)] == [length + 1 for length in lengths]
+    assert caches[0].offset == lengths[0]
+
+
+def test_who_stays_gives_up_the_columns_of_who_left() -> None:
+    cache, long = KVCache(), KVCache()
+    cache.extend(*keys_and_values(3, 1))
+    expected = held(cache)[0]
+    long.extend(*keys_and_values(400, 2))
+    cache.join(long)
+    cache.keep([0])
+    assert cache.offset == 3
+    assert (cache.position, cache.mask(1)) == (3, None)
+    assert all(mx.array_equal(one, other) for one, other in zip(held(cache)[0], expected, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [(1, 20, 7), (30, 30, 2), (260, 250, 3)])
+def test_rows_of_unequal_length_are_answered_as_if_alone(
+    language: Qwen2, rows: mx.array, lengths: tuple[int, ...], relative_error: ErrorOf
+) -> None:
+    alone = []
+    together: list[KVCache] = []
+    for length in lengths:
+        caches = language.new_caches()
+        language(rows[:, :length], caches)
+        forked = [cache.fork(length) for cache in caches]
+        alone.append(language(rows[:, length : length + 4], caches))
+        for one, other in zip(together, forked, strict=False):
+            one.join(other)
+        together = together or forked
+    following = mx.concatenate([rows[:, length : length + 4] for length in lengths])
+    found = [language(following[:, :3], together), language(following[:, 3:], together)]
+    assert relative_error(mx.concatenate(found, axis=1), mx.concatenate(alone)) <= 1e-5

@@ -52,6 +52,16 @@ def test_the_training_form_equals_the_run_form(raw: RawWeights, pixels: mx.array
     assert distance(features(raw, pixels), form.features_of(raw, SMALL, pixels)) < 2e-5
 
 
+@pytest.mark.parametrize(("height", "width"), [(128, 192), (192, 128), (64, 320), (384, 64)])
+def test_the_forms_are_equal_on_pictures_that_are_no_squares(
+    raw: RawWeights, height: int, width: int
+) -> None:
+    pixels = mx.random.uniform(shape=(2, height, width, 3), key=mx.random.key(4))
+    found = features(raw, pixels)
+    assert found.shape[1:3] == (height // 64, width // 64)
+    assert distance(found, form.features_of(raw, SMALL, pixels)) < 2e-5
+
+
 def test_gradients_through_the_fusing_are_those_of_the_branches(raw: RawWeights, pixels: mx.array) -> None:
     moving = {
         name: array

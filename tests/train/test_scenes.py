@@ -14,12 +14,12 @@ from PIL import Image
 from fastvlm_mlx.train import album
 from fastvlm_mlx.train.composing import contrasts, scene
 from fastvlm_mlx.train.drawing import draw
+from fastvlm_mlx.train.exercises import listing
 from fastvlm_mlx.train.questions import CANT_TELL, CATEGORIES, Clue, Question, ask, corpus, matching
 from fastvlm_mlx.train.scenes import (
     CELL,
     COLOURS,
     GLYPHS,
-    GRID,
     HEADS,
     HELD_OUT,
     KINDS,
@@ -34,7 +34,7 @@ from fastvlm_mlx.train.scenes import (
     cells,
     held_out,
 )
-from fastvlm_mlx.train.wordings import describe, finding, listing
+from fastvlm_mlx.train.wordings import describe
 from fastvlm_mlx.train.words import TEST_WORDS, TRAIN_WORDS
 
 SEED = 3
@@ -254,22 +254,6 @@ def test_descriptions_read_well(both: list[Scene]) -> None:
         assert text.endswith(".")
         assert all(f"{thing.size} {thing.colour} {thing.shape}" in text for thing in one.things)
         assert all(line.text in text for line in one.lines)
-
-
-def test_exercises_name_every_cell_and_all_that_is_shown(both: list[Scene]) -> None:
-    order = list(range(GRID**2, 0, -1))
-    for one in both:
-        listed = listing(one).split(",")
-        assert [cell[:2] for cell in listed] == [f"{row}{column}" for row in "1234" for column in "1234"]
-        found = finding(one, order)
-        held = [cell[3:] for cell in listed if len(cell) > 2]
-        if one.chart:
-            assert [part[0] for part in found.split(",")] == [b.label.text for b in one.chart.bars][::-1]
-        else:
-            assert sorted(part.partition(":")[0] for part in found.split(",")) == sorted(held)
-        for thing in one.things:
-            row, column = thing.cell
-            assert f"{row + 1}{column + 1} {thing.size} {thing.colour} {thing.shape}" in listed
 
 
 def test_a_corpus_has_as_many_strings_as_asked_for() -> None:

@@ -133,6 +133,45 @@ def test_stages_move_only_what_they_name(recipe: Path, tmp_path: Path) -> None:
     assert moved == {"projector", "language"}
 
 
+APART = """
+[[stages]]
+name = "symbols"
+kind = "symbols"
+steps = 12
+batch = 2
+questions = 2
+rate = 1e-2
+train = ["symbols\\\\.", "language\\\\."]
+
+[[stages]]
+name = "projector"
+kind = "projector"
+steps = 30
+batch = 4
+rate = 1e-2
+calibrate = 4
+train = ["projector\\\\."]
+"""
+
+
+def test_a_language_model_learns_from_symbols_and_a_projector_to_say_them(
+    recipe: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(RECIPE[: RECIPE.index("[[stages]]")] + APART, encoding="utf-8")
+    planned = recipes.read(recipe)
+    run(dataclasses.replace(planned, stages=planned.stages[:1]), tmp_path / "run")
+    before = newest(tmp_path / "run")
+    run(planned, tmp_path / "run")
+    after = newest(tmp_path / "run")
+    calibrated = ("running_mean", "running_var")
+    moved = {name for name in before if not mx.array_equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in moved if not name.endswith(calibrated)} == {"projector"}
+    told = losses(tmp_path / "run")
+    for stage in ("symbols", "projector"):
+        first, *_, last = (loss for name, _, loss in told if name == stage)
+        assert last < 0.8 * first
+
+
 def test_batch_statistics_are_learned_where_asked_for(recipe: Path, tmp_path: Path) -> None:
     text = RECIPE.replace("calibrate = 2", 'statistics = "batch"')
     recipe.write_text(text, encoding="utf-8")

@@ -1,0 +1,131 @@
+"""One picture to caption: what it is known by, where its bytes are, what a template may say of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..dataset import found
+from ..errors import ConfigError, ImageError
+from ..image import Fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes inside an archive, and texts that stand beside them under the same name."""
+
+    path: Path
+    start: int
+    length: int
+    beside: tuple[tuple[str, int, int], ...] = ()  # (suffix, start, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Bytes in a Parquet file. Where there are none, the column's path is meant."""
+
+    path: Path
+    column: str  # of bytes
+    group: int
+    row: int  # in the group
+    file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """Nothing to open, and why."""
+
+    reason: str
+
+
+Place = Path | Span | Cell | Wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    key: str  # unlike every other's, and the same in every run
+    file: str  # the picture's path, as far as it has one
+    place: Place
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def together(self) -> str:
+        """Items that are read at once go to one process."""
+        return f"{self.place.path} {self.place.group}" if isinstance(self.place, Cell) else self.key
+
+
+def opened(item: Item) -> Path | Fetched:
+    """What `image.preprocess` reads."""
+    match item.place:
+        case Path() as path:
+            return found(path) or path
+        case Span(path, start, length):
+            data = _bytes(path, start, length)
+        case Cell(path, column, group, row, file):
+            cell = _column(path, column, group)[row]
+            if cell is None and file is not None:
+                return found(file) or file
+            data = cell or b""
+        case Wrong(reason):
+            raise ImageError(reason)
+    fetched = Fetched(data)
+    fetched.origin = item.key
+    return fetched
+
+
+def fields(item: Item) -> dict[str, Any]:
+    """What a template may name: a file's name and folder, a table's columns, texts beside a member."""
+    path = PurePosixPath(item.file)
+    told: dict[str, Any] = {"name": path.stem, "folder": path.parent.name, "key": item.key}
+    if isinstance(item.place, Span):
+        for suffix, start, length in item.place.beside:
+            text = _bytes(item.place.path, start, length).decode("utf-8", "replace").strip()
+            told |= _object(text) if suffix == "json" else {suffix: text}
+    return told | dict(item.columns)
+
+
+def text_of(path: str) -> str:
+    """A file's name as text that can be written, whatever its bytes are."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("Parquet needs pyarrow; run pip install 'fastvlm-mlx[parquet]'") from None
+    return pyarrow.parquet
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _bytes(path: Path, start: int, length: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+    except OSError as error:
+        raise ImageError(f"cannot read {path} ({error.strerror})") from None
+    if len(data) < length:
+        raise ImageError(f"{path} is cut short; copy or download it again")
+    return data
+
+
+@lru_cache(maxsize=2)
+def _column(path: Path, column: str, group: int) -> list[bytes | None]:
+    try:
+        table = parquet().ParquetFile(path).read_row_group(group, columns=[column])
+    except (OSError, ValueError, NotImplementedError, KeyError) as error:  # as which pyarrow raises
+        raise ImageError(f"cannot read {path} ({' '.join(str(error).split())})") from None
+    values = table.column(0).to_pylist()
+    return [value["bytes"] if isinstance(value, dict) else value for value in values]

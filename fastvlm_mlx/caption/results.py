@@ -1,0 +1,110 @@
+"""The result, written once everything is done: captions in the order of the sources, and what failed.
+
+jsonl       {"key", "caption", "tokens", "reason"} a line
+parquet     the same as columns
+metadata    {"file_name", "text"} a line, as Hugging Face's ImageFolder reads it: pictures' paths start from
+            the folder that the file lies in
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from .. import journal
+from ..atomic import new_file
+from ..errors import ConfigError, DataError
+from .items import Item, parquet, text_of
+from .ledger import Ledger
+
+ROWS_AT_ONCE = 10_000
+FAILED = "failed.jsonl"
+
+Captioned = Iterator[tuple[Item, journal.Record]]
+
+
+def format_of(out: Path, asked: str | None) -> str:
+    """By the file's name unless it is said."""
+    if asked is not None and asked not in FORMATS:
+        raise ConfigError(f"no format {asked!r}; choose one of {', '.join(FORMATS)}")
+    if asked is not None:
+        return asked
+    return {"metadata.jsonl": "metadata"}.get(out.name, "parquet" if out.suffix == ".parquet" else "jsonl")
+
+
+def check(form: str, out: Path, items: Sequence[Item]) -> None:
+    """Say early what could not be written in the end."""
+    if form == "parquet":
+        parquet()
+    for item in items if form == "metadata" else ():
+        if not isinstance(item.place, Path) or _from(out, item).startswith("../"):
+            raise ConfigError(
+                f"{item.key}: metadata tells of picture files in its own folder or below, and this is none; "
+                "put --out beside the pictures, or choose --format jsonl"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    captions: int
+    failed: int
+    why: Path  # the file of reasons
+
+
+def settle(form: str, out: Path, items: Sequence[Item], ledger: Ledger) -> Tally:
+    """Put what is done into one file, unless somebody else is at it just now."""
+    records = ledger.records()
+    why = ledger.folder / FAILED
+    failed = [records[item.key] for item in items if "error" in records[item.key]]
+    with ledger.merging() as free:
+        if free and failed:
+            with new_file(why) as hidden, hidden.open("wb") as file:
+                file.writelines(journal.line({"key": one["key"], "error": one["error"]}) for one in failed)
+        elif free:
+            why.unlink(missing_ok=True)
+        if items and len(failed) == len(items):
+            raise DataError(
+                f"none of {len(items):,} pictures could be captioned; {why} says why, "
+                f"first of {failed[0]['key']}: {failed[0]['error']}"
+            )
+        if free:
+            with new_file(out) as hidden:
+                told = ((item, records[item.key]) for item in items)
+                FORMATS[form](hidden, out, ((item, record) for item, record in told if "caption" in record))
+    return Tally(len(items) - len(failed), len(failed), why)
+
+
+def _jsonl(path: Path, out: Path, captioned: Captioned) -> None:
+    with path.open("wb") as file:
+        file.writelines(journal.line(record) for _, record in captioned)
+
+
+def _metadata(path: Path, out: Path, captioned: Captioned) -> None:
+    with path.open("wb") as file:
+        for item, record in captioned:
+            file.write(journal.line({"file_name": _from(out, item), "text": record["caption"]}))
+
+
+def _parquet(path: Path, out: Path, captioned: Captioned) -> None:
+    import pyarrow
+
+    kinds = {"key": pyarrow.string(), "caption": pyarrow.string(), "tokens": pyarrow.int32()}
+    schema = pyarrow.schema({**kinds, "reason": pyarrow.string()})
+    with parquet().ParquetWriter(path, schema) as writer:
+        while rows := [record for _, record in islice(captioned, ROWS_AT_ONCE)]:
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+def _from(out: Path, item: Item) -> str:
+    """The picture's path from the result's folder."""
+    return text_of(os.path.relpath(str(item.place), out.absolute().parent)).replace(os.sep, "/")
+
+
+FORMATS: dict[str, Callable[[Path, Path, Captioned], None]] = {
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+    "metadata": _metadata,
+}

@@ -1,0 +1,184 @@
+"""Every picture asked about, in batches, and what was said written down at once.
+
+Threads open and prepare pictures ahead of the model. A batch takes what comes next, of whichever parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import mlx.core as mx
+
+from .. import ahead
+from ..errors import FastVLMError, PromptError
+from ..image import preprocess
+from ..prompt import Picture, Prompt, positions
+from ..sampling import Options
+from ..vlm import VLM
+from . import wording
+from .items import Item, fields, opened
+from .ledger import Ledger, Part, Records, Settings
+
+POLL_S = 1.0  # between looks at parts that others hold
+BUCKETS = 4  # batches drawn at once where prompts differ, so that those of one length go together
+
+Prepared = tuple["Task", Picture | FastVLMError]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    part: Part
+    item: Item
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How this process goes about it; nothing here decides what a caption is."""
+
+    batch: int
+    fields: frozenset[str]  # that the prompt names; none, and all are asked the same
+    retry: bool  # what failed in earlier launches
+
+
+class Work:
+    """What this process does of it. `done` counts pictures, `made` those that were done here."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        settings: Settings,
+        asking: Asking,
+        ledger: Ledger,
+        progress: Callable[[int, int], None],
+        say: Callable[[str], None],
+    ):
+        self.made = 0
+        self._total = 0
+        self._vlm, self._settings, self._asking, self._ledger = vlm, settings, asking, ledger
+        self._progress, self._say = progress, say
+        self._of: dict[int, list[Item]] = {}  # items by part
+        self._done: dict[int, int] = {}
+        self._held: list[Part] = []
+
+    def finish(self, items: Sequence[Item], numbers: Sequence[int]) -> None:
+        """Go on until nothing is left of these parts, whoever does it; what somebody dies of is done here."""
+        for item in items:
+            self._of.setdefault(self._ledger.part_of(item), []).append(item)
+        self._total = len(items)
+        records = self._ledger.records()
+        self._done = {number: len(of) - len(self._left(of, records)) for number, of in self._of.items()}
+        try:
+            self._tell()
+            numbers, told = [number for number in numbers if number in self._of], False
+            while numbers := self._round(numbers):
+                if not told:
+                    self._say(f"note: waiting for {self._total - self.done:,} pictures that others work on")
+                told = True
+                time.sleep(POLL_S)
+        finally:
+            for part in self._held:
+                part.close()
+
+    def _round(self, numbers: Sequence[int]) -> list[int]:
+        """-> the parts that others hold"""
+        busy: list[int] = []
+        asked: deque[Task] = deque()
+        tasks = self._bucketed(self._claimed(numbers, busy))
+        prepared = ahead.mapped(self._prepared, tasks, self._asking.batch)
+        how = self._settings
+        sampling: Options = {
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+            "top_k": how.top_k,
+            "min_p": how.min_p,
+            "repetition_penalty": how.repetition_penalty,
+            "seed": how.seed,
+        }
+        prompts = self._prompts(prepared, asked)
+        for answer in self._vlm.answers(
+            prompts, batch=self._asking.batch, max_tokens=how.max_tokens, **sampling
+        ):
+            said = {"caption": answer.text.strip(), "tokens": len(answer.ids), "reason": answer.reason}
+            self._write(asked.popleft(), said)
+        return busy
+
+    def _claimed(self, numbers: Sequence[int], busy: list[int]) -> Iterator[Task]:
+        """Parts are taken when work is needed, so that whoever is faster takes more."""
+        for number in numbers:
+            part = self._ledger.claim(number)
+            if part is None:
+                busy.append(number)
+                continue
+            self._held.append(part)
+            items = self._left(self._of[number], part.records)
+            part.left = len(items)
+            self._done[number] = len(self._of[number]) - len(items)
+            if not items:
+                self._tell()
+                part.close()
+            for item in items:
+                try:
+                    yield Task(part, item, self._text(item))
+                except FastVLMError as error:
+                    self._fail(Task(part, item, ""), error)
+            self._held = [part for part in self._held if part.left > 0]
+
+    def _left(self, items: Sequence[Item], records: Records) -> list[Item]:
+        return [item for item in items if not self._ledger.is_done(records.get(item.key), self._asking.retry)]
+
+    def _text(self, item: Item) -> str:
+        if not self._asking.fields:
+            return self._settings.prompt
+        return wording.worded(self._settings.prompt, fields(item))
+
+    def _bucketed(self, tasks: Iterator[Task]) -> Iterator[Task]:
+        if not self._asking.fields:
+            yield from tasks
+            return
+        while drawn := list(islice(tasks, BUCKETS * self._asking.batch)):
+            yield from sorted(drawn, key=lambda task: len(self._vlm.tokenizer.encode(task.text)))
+
+    def _prepared(self, task: Task) -> Prepared:
+        how = self._settings
+        try:
+            source = opened(task.item)
+            pixels = preprocess(source, how.image_size, how.image_mode, reference=how.reference)
+            return task, Picture(mx.array(pixels[None]))
+        except FastVLMError as error:
+            return task, error
+
+    def _prompts(self, prepared: Iterable[Prepared], asked: deque[Task]) -> Iterator[Prompt]:
+        context = self._vlm.config.text.context
+        for task, picture in prepared:
+            try:
+                if isinstance(picture, FastVLMError):
+                    raise picture
+                prompt = self._vlm.prompt(task.text, [picture], self._settings.system)
+                if positions(prompt) > context:
+                    raise PromptError(f"takes {positions(prompt)} positions and the model reads {context}")
+            except FastVLMError as error:
+                self._fail(task, error)
+                continue
+            asked.append(task)
+            yield prompt
+
+    def _fail(self, task: Task, error: FastVLMError) -> None:
+        self._write(task, {"error": " ".join(str(error).split()), "launch": self._ledger.launch})
+
+    def _write(self, task: Task, said: dict[str, object]) -> None:
+        task.part.add({"key": task.item.key, **said})
+        self.made += 1
+        self._done[self._ledger.part_of(task.item)] += 1
+        self._tell()
+
+    @property
+    def done(self) -> int:
+        return sum(self._done.values())
+
+    def _tell(self) -> None:
+        self._progress(self.done, self._total)

@@ -1,0 +1,220 @@
+"""The one thread that runs the model: questions from many, answered side by side.
+
+    engine = Engine(lambda: load("0.5b"))
+    engine.start()
+    ticket = engine.ask(Question(prompt), tell)  # tell(event), from the model's thread
+
+A question waits until one of the places is free. Pictures and beginnings that others have asked about are
+not worked out again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..decoding import Batch, Event, Finished, Form, Prefilled, Row, Token, read, see
+from ..errors import FastVLMError, PromptError
+from ..memory import FEATURE_BYTES, PREFIX_BYTES, Features, Prefix, Prefixes, rows
+from ..prompt import Picture, Prompt, positions
+from ..sampling import Sampler, Sampling
+from ..tokenizer import Detokenizer
+from ..vlm import VLM
+
+_AT_ONCE = 512  # positions begun before those that are being answered have their turn again
+
+
+class Closing(FastVLMError):
+    """Too late to ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """In place of an answer, or of its rest."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    prompt: Prompt
+    max_tokens: int | None = None  # None: as many as the context has room for
+    sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    likeliest: int | None = None  # of how many ids to tell the logprobs with each token
+    form: Form | None = None  # what the answer must look like; of this answer alone
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A question on its way to its answer."""
+
+    question: Question
+    tell: Callable[[Event | Failed], None]  # from the model's thread
+    cancelled: bool = False  # set it to leave: the place is free at the next token
+    ended: bool = False
+    said: list[int] = field(default_factory=list)
+
+    def end(self, event: Finished | Failed) -> None:
+        """Tell the last there is to tell, once."""
+        if not self.ended:
+            self.ended = True
+            self.tell(event)
+
+
+class Engine:
+    """`places` is how many are answered side by side, at most."""
+
+    def __init__(
+        self,
+        load: Callable[[], VLM],
+        *,
+        places: int = 16,
+        feature_bytes: int = FEATURE_BYTES,
+        prefix_bytes: int = PREFIX_BYTES,
+    ) -> None:
+        self.places = places
+        self.features = Features(feature_bytes)
+        self.prefixes = Prefixes(prefix_bytes)
+        self.reused_tokens = 0
+        self.read_tokens = 0
+        self._load = load
+        self._waiting: deque[Ticket] = deque()
+        self._answering: dict[Row, Ticket] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._loaded: VLM | BaseException | None = None
+
+    def start(self) -> VLM:
+        """Load the model in the thread that will run it; an error in doing so is raised here."""
+        self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._loaded is not None)
+        if isinstance(self._loaded, BaseException):
+            raise self._loaded
+        assert self._loaded is not None
+        return self._loaded
+
+    def ask(self, question: Question, tell: Callable[[Event | Failed], None]) -> Ticket:
+        ticket = Ticket(question, tell)
+        with self._changed:
+            if self._closing:
+                raise Closing("the server is shutting down; ask later")
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def answering(self) -> int:
+        return len(self._answering)
+
+    def close(self, wait_s: float = 0.0) -> None:
+        """Take no more questions; answer those that are there for so long, then leave the rest."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(wait_s)
+        for ticket in [*self._waiting, *self._answering.values()]:
+            ticket.cancelled = True
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        try:
+            loaded: VLM | BaseException = self._load()
+        except BaseException as error:  # noqa: BLE001 - raised by who started the thread
+            loaded = error
+        with self._changed:
+            self._loaded = loaded
+            self._changed.notify_all()
+        if isinstance(loaded, BaseException):
+            return
+        self._batch = Batch(loaded.model, loaded.tokenizer, loaded.config.eos_token_ids)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._answering or self._closing)
+                if self._closing and not self._waiting and not self._answering:
+                    return
+                tickets = self._taken()
+            try:
+                self._begin(loaded, tickets)
+                self._step()
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next question may fare better
+                for ticket in [*tickets, *self._answering.values()]:
+                    ticket.end(Failed(error))
+                self._answering.clear()
+                self._batch = Batch(loaded.model, loaded.tokenizer, loaded.config.eos_token_ids)
+
+    def _taken(self) -> list[Ticket]:
+        """Who is next, as far as there are places and as they can be begun in a short time."""
+        taken: list[Ticket] = []
+        asked = 0
+        while self._waiting and len(self._answering) + len(taken) < self.places and asked < _AT_ONCE:
+            ticket = self._waiting.popleft()
+            if not ticket.cancelled:
+                taken.append(ticket)
+                asked += positions(ticket.question.prompt)
+        return taken
+
+    def _begin(self, vlm: VLM, tickets: Sequence[Ticket]) -> None:
+        begun: list[tuple[Ticket, Prefix, int, Prompt]] = []
+        for ticket in tickets:
+            prompt = ticket.question.prompt
+            if (taken := positions(prompt)) > vlm.config.text.context:
+                most = vlm.config.text.context
+                refused = PromptError(f"the prompt takes {taken} positions and the model reads {most}")
+                ticket.end(Failed(refused))
+                continue
+            prefix = self.prefixes.begun(prompt, vlm.model.language.new_caches)
+            begun.append((ticket, prefix, *prefix.resume(prompt)))
+        shown = [part for *_, rest in begun for part in rest if isinstance(part, Picture)]
+        seen = see(shown, vlm.model, self.features)
+        for ticket, prefix, reused, rest in begun:
+            question, size = ticket.question, vlm.tokenizer.size
+            room = vlm.config.text.context - positions(question.prompt) + 1
+            row = Row(
+                Sampler(question.sampling, size),
+                Detokenizer(vlm.tokenizer),
+                room if question.max_tokens is None else min(room, question.max_tokens),
+                question.likeliest,
+                question.form,
+            )
+            began = time.perf_counter()
+            hidden = read(vlm.model, vlm.model.embed(rest, seen.features), prefix.caches, self._step)
+            self.prefixes.put(prefix.fork(len(prefix)))
+            self._batch.add([row], prefix.caches, hidden)
+            self._answering[row] = ticket
+            prefill_s = time.perf_counter() - began
+            image_tokens = sum(part.positions for part in rest if isinstance(part, Picture))
+            text_tokens = positions(rest) - image_tokens
+            self.reused_tokens += reused
+            self.read_tokens += image_tokens + text_tokens
+            vision_s, projector_s = (seen.vision_s, seen.projector_s) if image_tokens else (0.0, 0.0)
+            ticket.tell(Prefilled(vision_s, prefill_s, image_tokens, text_tokens, projector_s, reused))
+            if not row.room:
+                self._leave(row, self._batch.finish(row, "length"))
+
+    def _step(self) -> None:
+        """A token for everybody."""
+        for row, ticket in list(self._answering.items()):
+            if ticket.cancelled:
+                row.done = True
+                del self._answering[row]
+        for row, event in self._batch.step():
+            ticket = self._answering[row]
+            if isinstance(event, Token):
+                ticket.said.append(event.id)
+                ticket.tell(event)
+            else:
+                known = [*rows(ticket.question.prompt), *ticket.said]
+                self.prefixes.put(Prefix(self._batch.caches_of(row), known))
+                self._leave(row, event)
+
+    def _leave(self, row: Row, event: Finished) -> None:
+        self._answering.pop(row).end(event)

@@ -1,0 +1,180 @@
+"""`fastvlm-mlx caption`"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import tell
+from ..config import STRIDE
+from ..errors import ConfigError, DataError, PromptError
+from .generate import DEFAULT_QUESTION
+from .options import (
+    AdapterPath,
+    Dtype,
+    ImageMode,
+    ImageSize,
+    MaxTokens,
+    MinP,
+    Model,
+    Reference,
+    RepetitionPenalty,
+    Revision,
+    Seed,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    named,
+)
+
+
+def caption(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="Folders, patterns, tars, tables (CSV, TSV, JSONL, Parquet), pictures."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The result. What is half done is in OUT.run.")],
+    model: Model = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="What to ask about every picture.")
+    ] = DEFAULT_QUESTION,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Ask with what is known of each: {name}, {folder}, a table's columns."),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="jsonl|parquet|metadata",
+            help="Default: by OUT's name; metadata.jsonl is Hugging Face's ImageFolder.",
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="So many at a time; more is faster and takes more memory.")
+    ] = 16,
+    column: Annotated[str | None, typer.Option(help="The column of pictures in tables.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that paths in tables start from. Default: the table's.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many alone.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try those again that failed before.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever is there.")] = False,
+    adapter: AdapterPath = None,
+    system: System = None,
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    seed: Seed = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    image_size: ImageSize = None,
+    image_mode: ImageMode = None,
+    reference: Reference = False,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Caption many pictures, each exactly once.
+
+    Every caption is on disk as it comes, in the folder OUT.run. Stopped or killed at any moment, the same
+    command goes on; later it captions what is new. Once all is done, OUT has the captions in the order of
+    SOURCE. Pictures that cannot be read are in OUT.run/failed.jsonl, with the reason.
+
+    The same command may run several times at once, by hand or by mlx.launch, on machines that share the
+    folder: each takes what nobody else has taken, and what somebody leaves by dying.
+
+    \b
+    Examples:
+      fastvlm-mlx caption photos --out captions.jsonl -m 0.5b
+      fastvlm-mlx caption 'shards/*.tar' -o captions.parquet -m 1.5b --prompt "One sentence." --batch 32
+      fastvlm-mlx caption shop.csv -o shop.jsonl -m 0.5b --template "Describe this {category}, {title}."
+      fastvlm-mlx caption photos -o photos/metadata.jsonl -m 0.5b
+      mlx.launch --hostfile hosts.json -- fastvlm-mlx caption /shared/photos -o /shared/captions.jsonl -m 0.5b
+    """
+    from ..atomic import require_writable
+    from ..caption import ledger as ledgers
+    from ..caption import results, wording
+    from ..caption.sources import find
+    from ..caption.tables import Reading
+    from ..image import check_options
+    from ..prompt import render
+    from ..sampling import Sampling
+
+    if template is not None and prompt != DEFAULT_QUESTION:
+        raise ConfigError("--prompt and --template are two ways to ask; give one")
+    if not (prompt if template is None else template).strip():
+        raise PromptError(f'nothing is asked; for example --prompt "{DEFAULT_QUESTION}"')
+    fields = frozenset[str]() if template is None else wording.names(template)
+    name = named(model)
+    Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    check_options(STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode)
+    form = results.format_of(out, form)
+    require_writable(out)
+    ledgers.refuse(out, overwrite)
+    if images is not None and not images.is_dir():
+        raise DataError(f"{images}: no such folder of pictures; check --images")
+    found = find(sources, Reading(images, column, fields), limit)
+    if str(out.absolute()) in found.files:
+        raise DataError(f"{out}: is one of the sources, which are only read; choose another --out")
+    wording.require(fields, found.items)
+    results.check(form, out, found.items)
+    if template is None:
+        render(prompt, 1, system)  # says what is wrong with them before a model is loaded
+    if found.left_out:
+        tell.say(f"note: {found.left_out} files are no pictures by their names and are left out")
+
+    from .. import checkpoint, progress
+    from .. import vlm as runtime
+    from ..caption import crew as crews
+    from ..caption.run import Asking, Work
+
+    crew = crews.met(ledgers.folder_of(out))
+    vlm = runtime.load(name, dtype, revision=revision, adapter=adapter)
+    settings = ledgers.Settings(
+        weights=checkpoint.fingerprint(vlm.model),
+        template=template is not None,
+        dtype=str(vlm.dtype).rpartition(".")[2],
+        prompt=prompt if template is None else template,
+        system=system,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        image_size=image_size or vlm.config.image.size,
+        image_mode=image_mode or vlm.config.image.mode,
+        reference=reference,
+    )
+    asking = Asking(batch, fields, retry_failed)
+    with (
+        ledgers.opened(out, settings, crew.launch, overwrite) as ledger,
+        progress.bar("captioning", "pictures") as advance,
+    ):
+        numbers = crew.order(ledger.parts)
+        ours = set(numbers)
+        items = [item for item in found.items if ledger.part_of(item) in ours]
+        work = Work(vlm, settings, asking, ledger, advance, tell.say)
+        began = time.perf_counter()
+        work.finish(items, numbers)
+        rate = work.made / (time.perf_counter() - began)
+        tally = results.settle(form, out, items, ledger)
+    who = f"rank {crew.rank} of {crew.size}: " if crew.size > 1 else ""
+    tell.say(f"{who}{out}: {tally.captions:,} captions; {work.made:,} pictures just now, {rate:.1f} a second")
+    if tally.failed:
+        tell.say(f"note: {tally.failed:,} could not be captioned; {tally.why} says why")
+    if not crew.one_folder:
+        tell.say(
+            f"note: {who}these machines share no folder, so {out} has one share; for all in one, copy the "
+            f"part files of every {ledger.folder.name} into one of them and run the command there, alone"
+        )

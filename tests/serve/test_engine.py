@@ -1,0 +1,231 @@
+"""Many ask at once: each is answered as if alone, whoever comes, goes or fails in between."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fastvlm_mlx import VLM, Event, Finished, Prefilled, Prompt, PromptError, Sampling, Token
+from fastvlm_mlx.models.qwen2 import Qwen2
+from fastvlm_mlx.prompt import Picture
+from fastvlm_mlx.serve.engine import Engine, Failed, Question, Ticket
+
+Vlm = Callable[[str], VLM]
+WAIT_S = 60
+
+
+@dataclass
+class Told:
+    """Everything that is told of one question."""
+
+    events: queue.Queue[Event | Failed] = field(default_factory=queue.Queue)
+    ticket: Ticket | None = None
+
+    def __iter__(self) -> Iterator[Event | Failed]:
+        while True:
+            event = self.events.get(timeout=WAIT_S)
+            yield event
+            if isinstance(event, Finished | Failed):
+                return
+
+    def ids(self) -> tuple[int, ...]:
+        return tuple(event.id for event in self if isinstance(event, Token))
+
+
+def ask(engine: Engine, prompt: Prompt, max_tokens: int | None = 12, **options: object) -> Told:
+    told = Told()
+    question = Question(prompt, max_tokens, **options)  # type: ignore[arg-type]
+    told.ticket = engine.ask(question, told.events.put)
+    return told
+
+
+@pytest.fixture(scope="module")
+def vlm(vlm_of: Vlm) -> VLM:
+    return vlm_of("apple-fused")
+
+
+@pytest.fixture
+def engine(vlm: VLM) -> Iterator[Engine]:
+    made = Engine(lambda: vlm, places=8)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Picture]:
+    random = np.random.default_rng(5)
+    return [Picture(mx.array(random.random((1, 128, 128, 3), np.float32))) for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def mixed(vlm: VLM, pictures: list[Picture]) -> list[Prompt]:
+    """Sixteen, ragged, with and without pictures."""
+    texts = ("Hello", "What is this?", "word " * 40, "First this, then that: what changed, and why?")
+    return [
+        vlm.prompt(f"{text} {number}", [pictures[number % 4]] * (number % 3))
+        for number, text in enumerate(texts * 4)
+    ]
+
+
+def test_each_of_many_is_answered_as_if_alone(vlm: VLM, engine: Engine, mixed: list[Prompt]) -> None:
+    expected = [vlm.generate(prompt, max_tokens=5 + n).ids for n, prompt in enumerate(mixed)]
+    asked = [ask(engine, prompt, 5 + n) for n, prompt in enumerate(mixed)]
+    assert [told.ids() for told in asked] == expected
+    assert len(set(expected)) > 4
+    again = [ask(engine, prompt, 5 + n) for n, prompt in enumerate(mixed)]
+    assert [told.ids() for told in again] == expected  # now that beginnings are known
+
+
+def test_what_was_read_before_is_not_read_again(vlm: VLM, engine: Engine, pictures: list[Picture]) -> None:
+    prompt = vlm.prompt("What is this?", pictures[:1])
+    first, second = (next(iter(ask(engine, prompt))) for _ in range(2))
+    assert isinstance(first, Prefilled)
+    assert isinstance(second, Prefilled)
+    assert (first.reused_tokens, first.image_tokens) == (0, 4)
+    assert second.reused_tokens == first.tokens - 1
+    assert (second.image_tokens, second.text_tokens, second.vision_s) == (0, 1, 0.0)
+    other = next(iter(ask(engine, vlm.prompt("Another thing", pictures[1:2]))))
+    assert isinstance(other, Prefilled)
+    assert 10 < other.reused_tokens < second.reused_tokens  # the system prompt
+    assert (engine.features.misses, len(engine.features)) == (2, 2)
+
+
+def test_an_answer_that_goes_on_is_known_too(vlm: VLM, engine: Engine) -> None:
+    prompt = vlm.prompt("Hello")
+    ids = ask(engine, prompt, 10).ids()
+    from fastvlm_mlx.prompt import Text
+
+    longer = (*prompt, Text(ids), Text(tuple(vlm.tokenizer.encode("<|im_end|>\nAnd?"))))
+    told = ask(engine, longer)
+    first = next(iter(told))
+    assert isinstance(first, Prefilled)
+    assert first.reused_tokens >= sum(part.positions for part in prompt) + len(ids) - 1
+
+
+def test_who_leaves_frees_the_place(vlm: VLM) -> None:
+    engine = Engine(lambda: vlm, places=1)
+    engine.start()
+    try:
+        long = ask(engine, vlm.prompt("Hello"), None)
+        assert isinstance(long.events.get(timeout=WAIT_S), Prefilled)
+        waiting = ask(engine, vlm.prompt("What is this?"))
+        gone = ask(engine, vlm.prompt("Never mind"))
+        assert gone.ticket
+        assert long.ticket
+        gone.ticket.cancelled = True
+        long.ticket.cancelled = True
+        assert waiting.ids() == vlm.generate("What is this?", max_tokens=12).ids
+        assert (engine.answering, engine.waiting) == (0, 0)
+        assert gone.events.empty()
+    finally:
+        engine.close()
+
+
+def test_two_hundred_who_leave_in_the_middle(vlm: VLM, engine: Engine) -> None:
+    prompt = vlm.prompt("Hello")
+    asked = [ask(engine, prompt, None) for _ in range(200)]
+    for number, told in enumerate(asked):
+        for _ in range(number % 5):
+            told.events.get(timeout=WAIT_S)
+        assert told.ticket
+        told.ticket.cancelled = True
+    assert ask(engine, prompt).ids() == vlm.generate(prompt, max_tokens=12).ids
+    assert (engine.answering, engine.waiting) == (0, 0)
+
+
+def test_a_prompt_beyond_the_context_fails_alone(vlm: VLM, engine: Engine) -> None:
+    beyond = ask(engine, vlm.prompt("word " * vlm.config.text.context))
+    well = ask(engine, vlm.prompt("Hello"))
+    (failed,) = beyond
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, PromptError)
+    assert well.ids() == vlm.generate("Hello", max_tokens=12).ids
+
+
+def test_after_a_failure_the_next_is_answered(
+    vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = ask(engine, vlm.prompt("Hello"), None)
+    assert isinstance(running.events.get(timeout=WAIT_S), Prefilled)
+    with monkeypatch.context() as patch:
+        patch.setattr(Qwen2, "__call__", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
+        assert [type(event) for event in running][-1] is Failed
+    assert ask(engine, vlm.prompt("Hello")).ids() == vlm.generate("Hello", max_tokens=12).ids
+
+
+def test_sampling_and_length_are_each_ones_own(vlm: VLM, engine: Engine) -> None:
+    ways = [
+        Sampling(),
+        Sampling(temperature=1.0, seed=3),
+        Sampling(temperature=1.0, top_p=0.9, seed=4),
+        Sampling(repetition_penalty=1.3),
+    ]
+    asked = [ask(engine, vlm.prompt("Hello"), 3 + n, sampling=how) for n, how in enumerate(ways)]
+    options = [{name: getattr(how, name) for name in how.__slots__} for how in ways]
+    expected = [vlm.generate("Hello", max_tokens=3 + n, **how).ids for n, how in enumerate(options)]
+    assert [told.ids() for told in asked] == expected
+    assert ask(engine, vlm.prompt("Hello"), 0).ids() == ()
+
+
+def test_logprobs_are_those_of_the_model(vlm: VLM, engine: Engine) -> None:
+    prompt = vlm.prompt("Hello")
+    tokens = [event for event in ask(engine, prompt, 4, likeliest=3) if isinstance(event, Token)]
+    plain = ask(engine, prompt, 4).ids()
+    assert tuple(token.id for token in tokens) == plain
+    from fastvlm_mlx.prompt import Text
+
+    logits = vlm.logits((*prompt, Text(plain)))[-5:-1, : vlm.tokenizer.size].astype(mx.float32)
+    expected = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    for token, row in zip(tokens, expected, strict=True):
+        assert token.logprob == pytest.approx(row[token.id], abs=1e-4)
+        assert [id for id, _ in token.likeliest] == np.argsort(-row)[:3].tolist()
+        assert [value for _, value in token.likeliest] == pytest.approx(np.sort(row)[::-1][:3], abs=1e-4)
+
+
+class Only:
+    """Says one sequence and no other."""
+
+    def __init__(self, vocabulary: int, ids: list[int]):
+        self._vocabulary, self._ids = vocabulary, list(ids)
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        found: npt.NDArray[np.bool_] = np.arange(self._vocabulary) == self._ids[0]
+        return found
+
+    def said(self, token: int) -> None:
+        assert token == self._ids.pop(0)
+
+
+def test_a_form_is_kept_among_answers_that_have_none(vlm: VLM, engine: Engine) -> None:
+    wanted = [5, 9, 300, 7, 5]
+    stop = min(vlm.config.eos_token_ids)
+    free = [ask(engine, vlm.prompt("Hello"), 4 + n) for n in range(3)]
+    formed = ask(engine, vlm.prompt("Hello"), 20, form=Only(vlm.tokenizer.size, [*wanted, stop]))
+    assert formed.ids() == tuple(wanted)
+    expected = vlm.generate("Hello", max_tokens=6).ids
+    assert [told.ids() for told in free] == [expected[: 4 + n] for n in range(3)]
+
+
+def test_a_model_that_cannot_be_loaded_says_so_at_once() -> None:
+    def load() -> VLM:
+        raise PromptError("no such model")
+
+    with pytest.raises(PromptError, match="no such model"):
+        Engine(load).start()
+
+
+def test_closing_waits_for_answers_and_no_longer(vlm: VLM) -> None:
+    engine = Engine(lambda: vlm)
+    engine.start()
+    told = ask(engine, vlm.prompt("Hello"), 20)
+    engine.close(WAIT_S)
+    assert len(told.ids()) <= 20
+    with pytest.raises(Exception, match="shutting down"):
+        ask(engine, vlm.prompt("Hello"))

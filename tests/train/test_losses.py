@@ -1,0 +1,36 @@
+"""What steps are judged by, against plain definitions."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from fastvlm_mlx.train import composing, losses, scenes
+from fastvlm_mlx.train.losses import _anywhere
+
+WIDTH = 5
+
+
+def test_symbols_are_the_sum_of_what_a_cell_shows() -> None:
+    raw = losses.cell_heads(8, 4, WIDTH, mx.random.key(0))
+    cells = scenes.cells(composing.scene(1, 4, "train"))
+    targets = {name: getattr(cells, name).reshape(1, 16, slots) for name, (slots, _) in scenes.HEADS.items()}
+    found = np.array(losses.symbols(raw, {name: mx.array(a.astype(np.int32)) for name, a in targets.items()}))
+    wanted = np.zeros((16, WIDTH), np.float32)
+    for name, (slots, classes) in scenes.HEADS.items():
+        table = np.array(raw[f"symbols.{name}.weight"]).reshape(slots, classes, WIDTH)
+        for cell in range(16):
+            for slot in range(slots):
+                if value := targets[name][0, cell, slot]:
+                    wanted[cell] += table[slot, value]
+    assert np.allclose(found, wanted, atol=1e-6)
+    assert len({row.tobytes() for row in found}) == 16  # rows and columns alone tell cells apart
+
+
+def test_a_class_told_at_one_place_is_told_of_its_slot_alone() -> None:
+    logits = np.full((1, 16, 16, 3), -9.0, np.float32)
+    logits[0, 5, 9, 1] = 9  # the second row of cells, the third column, its first slot
+    told = np.array(_anywhere(mx.array(logits), (4, 4), 2)).argmax(-1)
+    assert told.shape == (1, 4, 4, 2)
+    assert told[0, 1, 2, 0] == 2
+    assert np.count_nonzero(told) == 1
