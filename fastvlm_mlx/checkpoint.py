@@ -84,7 +84,7 @@ def load(
         if adapter is not None and apart:
             lora.apply(model, adapter, apart)
         if group is not None:
-            model.language.shard(group)
+            model.shard(group)
         del weights  # or what was cut off would stay
         for array in parameters(model).values():
             mx.eval(array)

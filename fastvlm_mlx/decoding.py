@@ -224,7 +224,7 @@ class Batch:
             chosen = mx.argmax(logits, axis=-1)
         else:
             chosen = mx.stack([self._chosen(row, of_row) for row, of_row in zip(rows, logits, strict=True)])
-        return self.model.language.agreed(chosen)
+        return self.model.agreed(chosen)
 
     @staticmethod
     def _chosen(row: Row, logits: mx.array) -> mx.array:

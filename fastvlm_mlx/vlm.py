@@ -200,7 +200,7 @@ class VLM:
         repeated = Repetitions(prompt) if repetitions else None
         if draft is None:
             return repeated
-        if self.model.language.group is not None:
+        if self.model.group is not None:
             raise ConfigError("a model divided between processes takes no draft model; leave it out")
         if draft.tokenizer.size != self.tokenizer.size:
             raise ConfigError(

@@ -102,7 +102,6 @@ class Qwen2(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         if not config.tied:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.group: Group | None = None
 
     def __call__(self, rows: mx.array, caches: Sequence[KVCache]) -> mx.array:
         """(B, L, d) -> (B, L, d)"""
@@ -121,15 +120,7 @@ class Qwen2(nn.Module):
             layer.attention.shard(group)
             layer.mlp.shard(group)
         if "head" in self and self.head.weight.shape[0] % group.size() == 0:
-            self.head = Gathered(self.head, group)
-        self.group = group
-
-    def agreed(self, ids: mx.array) -> mx.array:
-        """What the first rank chose: the others may have rounded, or drawn, otherwise."""
-        if self.group is None:
-            return ids
-        counts = mx.array(self.group.rank() == 0, ids.dtype)  # multiplied, so that all ranks work out theirs
-        return mx.distributed.all_sum(ids * counts, group=self.group)
+            self.head = Gathered(self.head, group)  # type: ignore[assignment]  # called as the other is
 
     def new_caches(self) -> list[KVCache]:
         return [KVCache() for _ in self.layers]

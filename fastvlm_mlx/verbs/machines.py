@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,7 +18,11 @@ _TRANSPORTS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")  # how MLX's errors about
 
 
 def joined() -> mx.distributed.Group:
-    """The processes that were started with this one."""
+    """The processes that were started with this one.
+
+    From here on signals end this one at once: it may be waiting inside MLX for one that is gone, where Python
+    does not hear them.
+    """
     import mlx.core as mx
 
     try:
@@ -29,6 +34,8 @@ def joined() -> mx.distributed.Group:
             "--shard divides a model between processes, and this is the only one; start several with "
             "`mlx.launch --hostfile hosts.json -- fastvlm-mlx generate …`, or leave --shard out"
         )
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
     return group
 
 
@@ -55,9 +62,14 @@ def agreed(group: mx.distributed.Group | None) -> Iterator[None]:
 
 @contextmanager
 def together(group: mx.distributed.Group | None) -> Iterator[None]:
-    """A process that is gone ends the others; of what is wrong in all of them the first speaks."""
+    """A process that is gone ends the others; of what is wrong in all of them the first speaks.
+
+    None leaves before all have come to the end: a token that was computed ahead may still be under way.
+    """
     try:
         yield
+        if group is not None:
+            _meet(group)
     except FastVLMError:
         if group is None or group.rank() == 0:
             raise
@@ -69,3 +81,9 @@ def together(group: mx.distributed.Group | None) -> Iterator[None]:
             f"process {group.rank()} of {group.size()} lost another ({error}); "
             "see what that one said, and start all again"
         ) from None
+
+
+def _meet(group: mx.distributed.Group) -> None:
+    import mlx.core as mx
+
+    mx.distributed.all_sum(mx.zeros(1), group=group).item()
