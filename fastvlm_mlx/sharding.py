@@ -45,12 +45,12 @@ def _cut(config: ModelConfig, count: int) -> str:
     return ""
 
 
-def shared(prompt: Prompt | None, group: Group) -> Prompt:
-    """The first rank's prompt, on every rank; the others give None."""
-    numbers = [] if prompt is None else [number for part in prompt for number in _described(part)]
-    length = int(_sent(mx.array([len(numbers)]), group).item())
+def shared(prompt: Prompt, group: Group) -> Prompt:
+    """The first rank's prompt, on every rank; the others give an empty one."""
+    numbers = [number for part in prompt for number in _described(part)]
+    length: int = _sent(mx.array([len(numbers)]), group).item()  # type: ignore[assignment]
     told = _sent(mx.array(numbers or [0] * length), group)
-    pixels = (part.pixels for part in prompt or () if isinstance(part, Picture))
+    pixels = (part.pixels for part in prompt if isinstance(part, Picture))
     return tuple(_parts(iter(told.tolist()), pixels, group))  # type: ignore[arg-type]
 
 

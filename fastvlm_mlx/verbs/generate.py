@@ -164,7 +164,7 @@ def generate(
             name, dtype, revision=revision, adapter=adapter, vision_package=package, group=group
         )
         draft = None if draft_model is None else runtime.load(draft_model, dtype)
-        question: Prompt | None = None
+        question: Prompt = ()
         if first:
             question = vlm.prompt(
                 prompt or DEFAULT_QUESTION,
