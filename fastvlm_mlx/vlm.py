@@ -36,12 +36,14 @@ def load(
     revision: str | None = None,
     adapter: str | Path | None = None,
     vision_package: str | Path | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> VLM:
     """Load a model by path, short name (`0.5b`) or hub id, whatever its layout.
 
     `dtype` None computes in the stored type on a GPU and in float32 on the CPU. `adapter` is a directory
     that fine-tuning wrote. `vision_package`, on a Mac, is a Core ML package (`export --target coreml`) to
-    run the vision tower in.
+    run the vision tower in. `group`, of several processes (`mx.distributed.init()`), divides the language
+    model between them: all load it so and ask the same.
     """
     if isinstance(dtype, str):
         if dtype not in checkpoint.DTYPES:
@@ -50,7 +52,9 @@ def load(
     widened = None if adapter is None else lora.read(Path(adapter).expanduser())
     if vision_package is not None:
         neural_engine.require()
-    loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened)
+    if group is not None and group.size() == 1:
+        group = None
+    loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened, group)
     if vision_package is not None:
         tower = neural_engine.load(Path(vision_package).expanduser(), loaded.dtype)
         tower.check(loaded.config.vision)
@@ -196,6 +200,8 @@ class VLM:
         repeated = Repetitions(prompt) if repetitions else None
         if draft is None:
             return repeated
+        if self.model.group is not None:
+            raise ConfigError("a model divided between processes takes no draft model; leave it out")
         if draft.tokenizer.size != self.tokenizer.size:
             raise ConfigError(
                 f"the draft model has {draft.tokenizer.size} tokens and this one {self.tokenizer.size}; "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import tell
 from ..errors import ConfigError, PromptError
+from . import machines
 from .options import (
     AdapterPath,
     Dtype,
@@ -31,6 +32,11 @@ from .options import (
     checked_grid,
     named,
 )
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..prompt import Prompt
 
 BACKENDS = ("mlx", "coreml")
 DEFAULT_QUESTION = "Describe the image."
@@ -76,6 +82,14 @@ def generate(
         bool,
         typer.Option("--repetitions", help="Guess what was said before: sooner where text repeats itself."),
     ] = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Divide the language model between the processes that `mlx.launch` started on several "
+            "machines, for one that is too large for a single Mac.",
+        ),
+    ] = False,
     vision_backend: Annotated[
         str,
         typer.Option(
@@ -105,61 +119,83 @@ def generate(
       fastvlm-mlx generate plan.png -m 0.5b --image-mode tiles --grid 2x2
       fastvlm-mlx generate cat.jpg -m 7b --draft-model 0.5b --stats
       fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
+      mlx.launch --hostfile hosts.json -- fastvlm-mlx generate cat.jpg -m 7b --shard
     """
-    sources = [*(images or []), *(image or [])]
-    if prompt is None and not sources:
-        raise ConfigError("nothing to do: give a picture, or a question with --prompt")
-    if prompt is not None and not prompt.strip():
-        raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
-    name = named(model)
-    if vision_backend not in BACKENDS:
-        raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
-    if temperature and (draft_model or repetitions):
-        raise ConfigError("only greedy answers can be guessed; leave --temperature out, or the guessing")
-    if vision_package is not None and vision_backend != "coreml":
-        raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
-    if sources.count("-") > 1:
-        raise ConfigError("standard input (-) holds one picture; name the others")
+    group = machines.joined() if shard else None
+    first = group is None or group.rank() == 0
+    with machines.agreed(group):
+        sources = [*(images or []), *(image or [])]
+        if prompt is None and not sources:
+            raise ConfigError("nothing to do: give a picture, or a question with --prompt")
+        if prompt is not None and not prompt.strip():
+            raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
+        name = named(model)
+        if vision_backend not in BACKENDS:
+            raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
+        if temperature and (draft_model or repetitions):
+            raise ConfigError("only greedy answers can be guessed; leave --temperature out, or the guessing")
+        if shard and draft_model:
+            raise ConfigError(
+                "--shard takes no draft model; leave one of the two out, or guess by --repetitions"
+            )
+        if vision_package is not None and vision_backend != "coreml":
+            raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
+        if sources.count("-") > 1:
+            raise ConfigError("standard input (-) holds one picture; name the others")
 
+        cells = checked_grid(image_size, image_mode, grid, max_tiles)
+        pictures = _opened(sources, reference=reference, show=show) if first else []
+
+        from .. import vlm as runtime
+        from ..generate import collect
+        from ..sampling import Options, Sampling
+
+        sampling: Options = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        }
+        Sampling(**sampling)  # says what is wrong with them before a model is loaded
+        package = (vision_package or Path(name)) if vision_backend == "coreml" else None
+        vlm = runtime.load(
+            name, dtype, revision=revision, adapter=adapter, vision_package=package, group=group
+        )
+        draft = None if draft_model is None else runtime.load(draft_model, dtype)
+        question: Prompt = ()
+        if first:
+            question = vlm.prompt(
+                prompt or DEFAULT_QUESTION,
+                pictures,
+                system,
+                image_size=image_size,
+                image_mode=image_mode,
+                grid=cells,
+                max_tiles=max_tiles,
+                reference=reference,
+            )
+    if group is not None:
+        from ..sharding import shared
+
+        question = shared(question, group)
+    with machines.together(group):
+        events = vlm.stream(question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
+        answer = collect(tell.printed(events) if first and not as_json else events)
+    if first and as_json:
+        tell.print_line(json.dumps(tell.as_dict(answer, name), ensure_ascii=False))
+    if first and stats:
+        tell.say(tell.stats(answer))
+
+
+def _opened(sources: list[str], *, reference: bool, show: bool) -> list[Image]:
     from ..image import fetch, open_image
 
-    cells = checked_grid(image_size, image_mode, grid, max_tiles)
     pictures = [open_image(fetch(source), reference=reference) for source in sources]
     if show:
         from ..preview import blocks
 
         for picture in pictures:
             tell.say(blocks(picture))
-
-    from .. import vlm as runtime
-    from ..generate import collect
-    from ..sampling import Options, Sampling
-
-    sampling: Options = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    Sampling(**sampling)  # says what is wrong with them before a model is loaded
-    package = (vision_package or Path(name)) if vision_backend == "coreml" else None
-    vlm = runtime.load(name, dtype, revision=revision, adapter=adapter, vision_package=package)
-    draft = None if draft_model is None else runtime.load(draft_model, dtype)
-    question = vlm.prompt(
-        prompt or DEFAULT_QUESTION,
-        pictures,
-        system,
-        image_size=image_size,
-        image_mode=image_mode,
-        grid=cells,
-        max_tiles=max_tiles,
-        reference=reference,
-    )
-    events = vlm.stream(question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
-    answer = collect(events if as_json else tell.printed(events))
-    if as_json:
-        tell.print_line(json.dumps(tell.as_dict(answer, name), ensure_ascii=False))
-    if stats:
-        tell.say(tell.stats(answer))
+    return pictures
