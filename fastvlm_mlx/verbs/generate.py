@@ -10,12 +10,16 @@ import typer
 
 from .. import tell
 from ..errors import ConfigError, PromptError
+from ..reading import FRAME_CHOICES, MAX_FRAMES
 from .options import (
     AdapterPath,
     Dtype,
+    Fps,
+    Frames,
     GridOption,
     ImageMode,
     ImageSize,
+    MaxFrames,
     MaxTiles,
     MaxTokens,
     MinP,
@@ -34,13 +38,15 @@ from .options import (
 
 BACKENDS = ("mlx", "coreml")
 DEFAULT_QUESTION = "Describe the image."
+DEFAULT_VIDEO_QUESTION = "Describe the video."
 
 
 def generate(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Pictures: paths, - for standard input, or http(s) addresses."
+            metavar="[IMAGE]...",
+            help="Pictures and videos: paths, - for standard input, or http(s) addresses.",
         ),
     ] = None,
     prompt: Annotated[
@@ -64,6 +70,9 @@ def generate(
     image_mode: ImageMode = None,
     grid: GridOption = None,
     max_tiles: MaxTiles = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
+    frames: Frames = None,
     reference: Reference = False,
     dtype: Dtype = None,
     draft_model: Annotated[
@@ -96,13 +105,16 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr where the time went.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Answer a question about one or more pictures.
+    """Answer a question about pictures or videos.
+
+    A video is read as some of its frames, each after its time, such as [0:04].
 
     \b
     Examples:
       fastvlm-mlx generate cat.jpg --model 0.5b
       fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
       fastvlm-mlx generate plan.png -m 0.5b --image-mode tiles --grid 2x2
+      fastvlm-mlx generate clip.mp4 -m 0.5b --max-frames 16 --image-size 512
       fastvlm-mlx generate cat.jpg -m 7b --draft-model 0.5b --stats
       fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
     """
@@ -122,9 +134,19 @@ def generate(
         raise ConfigError("standard input (-) holds one picture; name the others")
 
     from ..image import fetch, open_image
+    from ..video import Video, first, is_video
 
     cells = checked_grid(image_size, image_mode, grid, max_tiles)
-    pictures = [open_image(fetch(source), reference=reference) for source in sources]
+    most = MAX_FRAMES if max_frames is None else max_frames
+    way = FRAME_CHOICES[0] if frames is None else frames
+    fetched = [fetch(source) for source in sources]
+    videos = {n: Video(source, fps, most, way) for n, source in enumerate(fetched) if is_video(source)}
+    if not videos and (fps, max_frames, frames) != (None, None, None):
+        raise ConfigError("--fps, --max-frames and --frames are of videos; give one, or leave them out")
+    pictures = [
+        first(videos[n]) if n in videos else open_image(source, reference=reference)
+        for n, source in enumerate(fetched)
+    ]
     if show:
         from ..preview import blocks
 
@@ -147,9 +169,16 @@ def generate(
     package = (vision_package or Path(name)) if vision_backend == "coreml" else None
     vlm = runtime.load(name, dtype, revision=revision, adapter=adapter, vision_package=package)
     draft = None if draft_model is None else runtime.load(draft_model, dtype)
+    clips = {
+        n: vlm.clip(video, image_size, image_mode, grid=cells, max_tiles=max_tiles, reference=reference)
+        for n, video in videos.items()
+    }
+    for n, clip in clips.items():
+        if clip.damaged:
+            tell.say(f"note: {sources[n]}: {clip.damaged} damaged packet(s) left out")
     question = vlm.prompt(
-        prompt or DEFAULT_QUESTION,
-        pictures,
+        prompt or (DEFAULT_VIDEO_QUESTION if videos else DEFAULT_QUESTION),
+        [clips.get(n, picture) for n, picture in enumerate(pictures)],
         system,
         image_size=image_size,
         image_mode=image_mode,
@@ -160,6 +189,9 @@ def generate(
     events = vlm.stream(question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
     answer = collect(events if as_json else tell.printed(events))
     if as_json:
-        tell.print_line(json.dumps(tell.as_dict(answer, name), ensure_ascii=False))
+        told = tell.as_dict(answer, name)
+        if clips:
+            told["frames_s"] = [[round(time_s, 3) for time_s in clip.times_s] for clip in clips.values()]
+        tell.print_line(json.dumps(told, ensure_ascii=False))
     if stats:
-        tell.say(tell.stats(answer))
+        tell.say(tell.stats(answer, sum(len(clip.frames) for clip in clips.values())))
