@@ -26,7 +26,7 @@ from PIL import Image
 from .errors import ConfigError, ImageError
 from .image import PICTURE_BRANDS, name_of, one_line
 from .progress import bar
-from .reading import FRAME_CHOICES, MAX_FRAMES, MAX_PIXELS, SCENES, Sides
+from .reading import FRAME_CHOICES, MAX_FRAMES, MAX_PIXELS, SCENES, VIDEO_SUFFIXES, Sides
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-SUFFIXES = (
-    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
-    *(".ogv", ".ts", ".webm", ".wmv"),
-)
 # Of FFmpeg's formats those that are films; others are pictures, texts, or lists that lead to more files.
 _FORMATS = "asf,avi,flv,matroska,mov,mpeg,mpegts,ogg"
 _HEADS = (b"\x1aE\xdf\xa3", b"OggS", b"FLV", b"\x00\x00\x01\xba", b"0&\xb2u\x8ef\xcf\x11")
@@ -89,7 +85,7 @@ def is_video(source: object) -> TypeGuard[str | os.PathLike[str] | bytes]:
     if isinstance(source, bytes):
         head = source[:16]
     elif isinstance(source, (str, os.PathLike)):
-        if os.fspath(source).lower().endswith(SUFFIXES):
+        if os.fspath(source).lower().endswith(VIDEO_SUFFIXES):
             return True
         try:
             if not os.path.isfile(source):  # the first bytes of a pipe would be lost
@@ -132,7 +128,9 @@ def opened(video: Video) -> Iterator[Reel]:
     if empty:
         raise ImageError(f"{name} is empty (0 bytes); download or copy it again")
     try:
-        container = av.open(file, metadata_errors="ignore", container_options={"format_whitelist": _FORMATS})
+        container = av.open(
+            file, "r", metadata_errors="ignore", container_options={"format_whitelist": _FORMATS}
+        )
     except av.ArgumentError as error:  # not on that list
         raise ImageError(f"{name} is not a video; pass an MP4, MOV, MKV or the like") from error
     except av.FFmpegError as error:
@@ -194,7 +192,7 @@ class Reel:
     def frames(self, times: Sequence[float]) -> Iterator[Frame]:
         """The frame nearest to each of these times, which ascend; none twice."""
         last = None
-        with bar(f"frames of {self._name}", "frames") as advance:
+        with bar("reading the video", "frames") as advance:
             for number, frame in enumerate(self._nearest(times)):
                 advance(number + 1, len(times))
                 if last is None or frame.pts != last:
@@ -256,7 +254,7 @@ class Reel:
             if len(chosen) > most:
                 heapq.heappop(chosen)
 
-        with bar(f"scenes of {self._name}", "frames") as advance:
+        with bar("finding scenes", "frames") as advance:
             for number, frame in enumerate(self._decoded(), 1):
                 advance(number, max(number, self._stream.frames))
                 small = scaled.reformat(frame, _THUMBNAIL, _THUMBNAIL, "gray").to_ndarray().astype(np.float32)
@@ -293,11 +291,11 @@ class Reel:
             self._container.seek(
                 self._start + round(max(0.0, time_s) / self._tick_s), stream=self._stream, backward=True
             )
-        except av.FFmpegError:
+        except (av.FFmpegError, OverflowError):  # the latter where a claimed time is absurd
             return False
         return True
 
-    def _packets(self) -> Iterator[Packet]:
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
         import av
 
         coming = self._container.demux(self._stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -206,6 +207,22 @@ def test_of_a_film_cut_short_what_is_there_is_read(tmp_path: Path) -> None:
     found = times(Video(path, max_frames=100))
     assert 4 < len(found) < COUNT
     assert found == [number / 10 for number in range(len(found))]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.ts"])
+def test_bytes_that_are_wrong_are_left_out_or_refused(ten_a_second: Callable[[str], Path], name: str) -> None:
+    whole = ten_a_second(name).read_bytes()
+    for seed in range(12):
+        chance, content = random.Random(seed), bytearray(whole)
+        for _ in range(4 ** (seed % 4)):
+            content[chance.randrange(len(content) if seed % 2 else 600)] = chance.randrange(256)
+        for choice in ("even", "scenes"):
+            refusal = ""
+            try:
+                assert taken(Video(bytes(content), frames=choice))
+            except ImageError as error:
+                refusal = str(error)
+            assert "\n" not in refusal
 
 
 # --- what is a video ---

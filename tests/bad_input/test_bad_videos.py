@@ -61,9 +61,6 @@ VIDEOS = {
     "no frames": Case(lambda at: short(at, "--max-frames", 0), "max-frames is 0", "choose 1 or more"),
     "no rate": Case(lambda at: short(at, "--fps", -1), "fps is -1", "choose more than 0"),
     "no such choice": Case(lambda at: short(at, "--frames", "odd"), "odd", "even, scenes"),
-    "more than fit": Case(
-        lambda at: short(at, "--image-size", 4096), "8192 in all", "a smaller --image-size"
-    ),
 }
 
 
