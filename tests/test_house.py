@@ -17,7 +17,7 @@ FLOORS = (
     "config",
     "reading",
     "image tokenizer prompt tensorfile sampling kernels models.cache dataset preview dropped lines",
-    "models.vision models.projector models.qwen2 neural_engine sharding",
+    "models.vision models.projector models.qwen2 neural_engine sharding video",
     "models.fastvlm memory saved",
     "lora decoding",
     "checkpoint hub generate guessing",

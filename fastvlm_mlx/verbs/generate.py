@@ -10,13 +10,17 @@ import typer
 
 from .. import tell
 from ..errors import ConfigError, PromptError
+from ..reading import FRAME_CHOICES, MAX_FRAMES
 from . import machines
 from .options import (
     AdapterPath,
     Dtype,
+    Fps,
+    Frames,
     GridOption,
     ImageMode,
     ImageSize,
+    MaxFrames,
     MaxTiles,
     MaxTokens,
     MinP,
@@ -36,17 +40,19 @@ from .options import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..prompt import Prompt
+    from ..prompt import Clip, Prompt
 
 BACKENDS = ("mlx", "coreml")
 DEFAULT_QUESTION = "Describe the image."
+DEFAULT_VIDEO_QUESTION = "Describe the video."
 
 
 def generate(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Pictures: paths, - for standard input, or http(s) addresses."
+            metavar="[IMAGE]...",
+            help="Pictures and videos: paths, - for standard input, or http(s) addresses.",
         ),
     ] = None,
     prompt: Annotated[
@@ -70,6 +76,9 @@ def generate(
     image_mode: ImageMode = None,
     grid: GridOption = None,
     max_tiles: MaxTiles = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
+    frames: Frames = None,
     reference: Reference = False,
     dtype: Dtype = None,
     draft_model: Annotated[
@@ -110,19 +119,23 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr where the time went.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Answer a question about one or more pictures.
+    """Answer a question about pictures or videos.
+
+    A video is read as some of its frames, each after its time, such as [0:04].
 
     \b
     Examples:
       fastvlm-mlx generate cat.jpg --model 0.5b
       fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
       fastvlm-mlx generate plan.png -m 0.5b --image-mode tiles --grid 2x2
+      fastvlm-mlx generate clip.mp4 -m 0.5b --max-frames 16 --image-size 512
       fastvlm-mlx generate cat.jpg -m 7b --draft-model 0.5b --stats
       fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
       mlx.launch --hostfile hosts.json -- fastvlm-mlx generate cat.jpg -m 7b --shard
     """
     group = machines.joined() if shard else None
-    first = group is None or group.rank() == 0
+    speaks = group is None or group.rank() == 0
+    clips: dict[int, Clip] = {}
     with machines.agreed(group):
         sources = [*(images or []), *(image or [])]
         if prompt is None and not sources:
@@ -143,8 +156,28 @@ def generate(
         if sources.count("-") > 1:
             raise ConfigError("standard input (-) holds one picture; name the others")
 
+        from ..image import fetch, open_image
+        from ..preview import blocks
+        from ..video import Video, first, is_video
+
         cells = checked_grid(image_size, image_mode, grid, max_tiles)
-        pictures = _opened(sources, reference=reference, show=show) if first else []
+        videos: dict[int, Video] = {}
+        pictures: list[Image] = []
+        if speaks:
+            fetched = [fetch(source) for source in sources]
+            most = MAX_FRAMES if max_frames is None else max_frames
+            way = FRAME_CHOICES[0] if frames is None else frames
+            videos = {n: Video(one, fps, most, way) for n, one in enumerate(fetched) if is_video(one)}
+            if not videos and (fps, max_frames, frames) != (None, None, None):
+                raise ConfigError(
+                    "--fps, --max-frames and --frames are of videos; give one, or leave them out"
+                )
+            pictures = [
+                first(videos[n]) if n in videos else open_image(one, reference=reference)
+                for n, one in enumerate(fetched)
+            ]
+        for picture in pictures if show else ():
+            tell.say(blocks(picture))
 
         from .. import vlm as runtime
         from ..generate import collect
@@ -164,11 +197,17 @@ def generate(
             name, dtype, revision=revision, adapter=adapter, vision_package=package, group=group
         )
         draft = None if draft_model is None else runtime.load(draft_model, dtype)
+        for n, video in videos.items():
+            clips[n] = vlm.clip(
+                video, image_size, image_mode, grid=cells, max_tiles=max_tiles, reference=reference
+            )
+            if damaged := clips[n].damaged:
+                tell.say(f"note: {sources[n]}: {damaged} damaged packet(s) left out")
         question: Prompt = ()
-        if first:
+        if speaks:
             question = vlm.prompt(
-                prompt or DEFAULT_QUESTION,
-                pictures,
+                prompt or (DEFAULT_VIDEO_QUESTION if videos else DEFAULT_QUESTION),
+                [clips.get(n, picture) for n, picture in enumerate(pictures)],
                 system,
                 image_size=image_size,
                 image_mode=image_mode,
@@ -182,20 +221,11 @@ def generate(
         question = shared(question, group)
     with machines.together(group):
         events = vlm.stream(question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
-        answer = collect(tell.printed(events) if first and not as_json else events)
-    if first and as_json:
-        tell.print_line(json.dumps(tell.as_dict(answer, name), ensure_ascii=False))
-    if first and stats:
-        tell.say(tell.stats(answer))
-
-
-def _opened(sources: list[str], *, reference: bool, show: bool) -> list[Image]:
-    from ..image import fetch, open_image
-
-    pictures = [open_image(fetch(source), reference=reference) for source in sources]
-    if show:
-        from ..preview import blocks
-
-        for picture in pictures:
-            tell.say(blocks(picture))
-    return pictures
+        answer = collect(tell.printed(events) if speaks and not as_json else events)
+    if speaks and as_json:
+        told = tell.as_dict(answer, name)
+        if clips:
+            told["frames_s"] = [[round(time_s, 3) for time_s in clip.times_s] for clip in clips.values()]
+        tell.print_line(json.dumps(told, ensure_ascii=False))
+    if speaks and stats:
+        tell.say(tell.stats(answer, sum(len(clip.frames) for clip in clips.values())))
