@@ -35,13 +35,13 @@ _COUNTER = "num_batches_tracked"  # of training; not among the weights
 
 def load(directory: Path, ours: VLM) -> Peer:
     """The same weights, written as transformers reads them and read by it."""
-    torch, transformers = _module("torch"), _module("transformers")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    mark = _mark(ours)
+    torch, quiet = _module("torch"), _module("transformers.utils.logging")
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    reader, mark = _of_transformers("FastVlmForConditionalGeneration"), _mark(ours)
     with tempfile.TemporaryDirectory() as folder:
         write(directory, Path(folder), ours.config, mark, ours.dtype)
-        model, told = transformers.FastVlmForConditionalGeneration.from_pretrained(
+        model, told = reader.from_pretrained(
             folder,
             dtype=getattr(torch, str(ours.dtype).rpartition(".")[2]),
             local_files_only=True,
@@ -196,7 +196,7 @@ class PyTorch:
 
     def _preprocessed(self, opened: Image.Image, size: int) -> Any:
         if size not in self._processors:
-            self._processors[size] = _module("transformers").CLIPImageProcessor(
+            self._processors[size] = _of_transformers("CLIPImageProcessor")(
                 size={"shortest_edge": size},
                 crop_size={"height": size, "width": size},
                 image_mean=[0.0] * 3,
@@ -256,7 +256,17 @@ class _Said:
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"--against {NAME}: {name} cannot be imported ({error}); run {INSTALL} -U"
-        ) from None
+    except (ImportError, RuntimeError, OSError) as error:  # builds that do not go together raise any of these
+        raise _unusable(name, error) from None
+
+
+def _of_transformers(name: str) -> Any:
+    """Imported when it is first looked up, so that is where what it needs turns out to be missing."""
+    try:
+        return getattr(_module("transformers"), name)
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        raise _unusable(f"transformers.{name}", error.__cause__ or error) from None
+
+
+def _unusable(name: str, error: BaseException) -> ConfigError:
+    return ConfigError(f"--against {NAME}: {name} cannot be imported ({error}); run {INSTALL} -U")

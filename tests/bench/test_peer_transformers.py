@@ -213,17 +213,29 @@ def test_another_answer_is_not_timed(run: Run, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_packed_weights_are_refused(run: Run, directory_of: DirectoryOf, stand_in_loading: None) -> None:
+@pytest.mark.usefixtures("stand_in_loading")
+def test_a_release_without_fastvlm_is_refused(run: Run) -> None:
+    del sys.modules["transformers"].FastVlmForConditionalGeneration  # type: ignore[attr-defined]
+    done = run("bench", "-m", MODEL, "--against", "transformers", *OPTIONS)
+    assert_refused(done, "FastVlmForConditionalGeneration cannot be imported", "pip install .* -U")
+
+
+@pytest.mark.usefixtures("stand_in_loading")
+def test_packed_weights_are_refused(run: Run, directory_of: DirectoryOf) -> None:
     done = run("bench", "-m", directory_of("mlx-vlm-4bit"), "--against", "transformers", *OPTIONS)
     assert_refused(done, "computes in floats", "the model it was made from")
 
 
 @pytest.fixture
-def stand_in_loading(stand_in: None) -> None:
-    said = SimpleNamespace(
-        logging=SimpleNamespace(set_verbosity_error=lambda: None, disable_progress_bar=lambda: None)
-    )
-    sys.modules["transformers"].utils = said  # type: ignore[attr-defined]
+def stand_in_loading(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = ModuleType("transformers.utils.logging")
+    quiet.set_verbosity_error = quiet.disable_progress_bar = lambda: None  # type: ignore[attr-defined]
+    for name, module in {
+        "transformers.utils": ModuleType("transformers.utils"),
+        quiet.__name__: quiet,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["transformers"].FastVlmForConditionalGeneration = None  # type: ignore[attr-defined]
 
 
 # --- the real one ---
