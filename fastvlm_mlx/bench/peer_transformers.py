@@ -55,7 +55,7 @@ def load(directory: Path, ours: VLM) -> Peer:
         )
     on_mac = mx.default_device() == mx.Device(mx.gpu) and torch.backends.mps.is_available()
     device = "mps" if on_mac else "cpu"
-    threads = "" if on_mac else f", {torch.get_num_threads()} threads"
+    threads = "" if on_mac else f", threads: {torch.get_num_threads()}"
     theirs = PyTorch(ours, model.to(device).eval(), device, mark)
     return Peer(
         NAME,
