@@ -100,7 +100,7 @@ def test_evaluation_happens_only_where_it_is_expected() -> None:
         "train.trainer",
         "train.state",
         "bench.untrained",
-        "bench.peer",
+        "bench.peer_mlx_vlm",
         "sharding",
     }
     allowed |= {"convert.inspection", "convert.verify"}
