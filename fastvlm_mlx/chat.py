@@ -75,7 +75,9 @@ class Chat:
         asked = how.image_size, how.image_mode
         if isinstance(source, Video):
             clip = vlm.clip(source, *asked, grid=how.grid, max_tiles=how.max_tiles, reference=how.reference)
-            return clip.marks, tuple(chain.from_iterable(clip.frames)), f"read as {len(clip.frames)} frames"
+            torn = f" ({clip.damaged} damaged packets left out)" if clip.damaged else ""
+            read = f"read as {len(clip.frames)} frames{torn}"
+            return clip.marks, tuple(chain.from_iterable(clip.frames)), read
         parts = vlm.pictures(source, *asked, grid=how.grid, max_tiles=how.max_tiles, reference=how.reference)
         height, width = parts[0].pixels.shape[1:3]
         tiles = f" and {len(parts) - 1} tiles of it" if len(parts) > 1 else ""
