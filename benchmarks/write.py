@@ -24,6 +24,7 @@ import peers
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 SMALL = "tests/golden/checkpoints/apple-fused/untied"
+THEIRS = "tests/golden/checkpoints/hf-timm-unfused/untied"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ SECTIONS = {
         "python benchmarks/against_mlx_vlm.py --sizes 256 512 1024",
         "Full size, float32, random weights, in alternation in one process, medians.",
         ("mlx_vlm", "mlx_lm"),
+    ),
+    "transformers": Section(
+        "Against transformers in PyTorch",
+        f"{_BENCH} -m {THEIRS} --against transformers --sizes 256 --tokens 17 {_TOLD}",
+        "A model of the tests' size with random weights: what is around it counts.",
+        ("torch", "transformers", "timm"),
     ),
     "coreml": Section(
         "Core ML",

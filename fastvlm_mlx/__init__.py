@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     )
     from .generate import Answer
     from .memory import Features
-    from .prompt import Picture, Prompt, Text
+    from .prompt import Clip, Picture, Prompt, Text
     from .sampling import Sampling
     from .session import Session
+    from .video import Video
     from .vlm import VLM, load
 
 # Resolved on first use, so that `fastvlm-mlx --help` need not load MLX.
@@ -43,9 +44,10 @@ _HOMES = {
     ),
     "generate": ("Answer",),
     "memory": ("Features",),
-    "prompt": ("Picture", "Prompt", "Text"),
+    "prompt": ("Clip", "Picture", "Prompt", "Text"),
     "sampling": ("Sampling",),
     "session": ("Session",),
+    "video": ("Video",),
     "vlm": ("VLM", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -54,6 +56,7 @@ __all__ = [
     "VLM",
     "Answer",
     "CheckpointError",
+    "Clip",
     "ConfigError",
     "DataError",
     "Event",
@@ -70,6 +73,7 @@ __all__ = [
     "Session",
     "Text",
     "Token",
+    "Video",
     "load",
 ]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from pathlib import Path
+
+from PIL import Image
 
 from . import tell
 from .config import IMAGE_MARK
@@ -17,12 +20,14 @@ from .errors import ConfigError, FastVLMError, PromptError
 from .generate import Answer, collect
 from .image import Source, fetch, open_image
 from .preview import inline
-from .prompt import Picture, positions, spread
+from .prompt import Picture, placed, positions
 from .reading import Grid
 from .sampling import Options
 from .session import Session
+from .video import Video, first, is_video
 
 PROMPT = "> "
+_MARKS = re.compile(rf"(\[[\d:.]+\] )?({IMAGE_MARK})+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +50,45 @@ class Chat:
     how: How
     interactive: bool  # somebody watches: errors and ctrl-C end one answer, and not the program
     file: Path | None = None  # where /save writes if it is not told
-    waiting: list[tuple[Picture, ...]] = field(default_factory=list)  # for the next question, in pieces
+    # For the next question: the marks of a picture or a video, and its pieces.
+    waiting: list[tuple[str, tuple[Picture, ...]]] = field(default_factory=list)
     last: Answer | None = None
 
-    def show(self, source: Source) -> None:
-        """Put a picture to the next question."""
-        opened = open_image(source, reference=self.how.reference)
+    def show(self, source: Source | Video) -> None:
+        """Put a picture or a video to the next question."""
+        if is_video(source):
+            source = Video(source)
+        opened = (
+            first(source) if isinstance(source, Video) else open_image(source, reference=self.how.reference)
+        )
         if self.how.preview and sys.stderr.isatty() and (shown := inline(opened, os.environ)):
             tell.say(shown)
-        how = self.how
-        parts = self.session.vlm.pictures(
-            opened,
-            how.image_size,
-            how.image_mode,
-            grid=how.grid,
-            max_tiles=how.max_tiles,
-            reference=how.reference,
-        )
-        self.waiting.append(parts)
+        marks, parts, read = self._read(source if isinstance(source, Video) else opened)
+        self.waiting.append((marks, parts))
         if sys.stderr.isatty():
-            height, width = parts[0].pixels.shape[1:3]
-            tiles = f" and {len(parts) - 1} tiles of it" if len(parts) > 1 else ""
-            read = f"read as {width}×{height}{tiles}, {positions(parts)} tokens"
-            tell.say(f"[{opened.width}×{opened.height} pixels, {read}; it goes with the next question]")
+            told = f"{opened.width}×{opened.height} pixels, {read}, {positions(parts)} tokens"
+            tell.say(f"[{told}; it goes with the next question]")
+
+    def _read(self, source: Image.Image | Video) -> tuple[str, tuple[Picture, ...], str]:
+        """Marks, pieces, and what to say of them."""
+        vlm, how = self.session.vlm, self.how
+        asked = how.image_size, how.image_mode
+        if isinstance(source, Video):
+            clip = vlm.clip(source, *asked, grid=how.grid, max_tiles=how.max_tiles, reference=how.reference)
+            torn = f" ({clip.damaged} damaged packets left out)" if clip.damaged else ""
+            read = f"read as {len(clip.frames)} frames{torn}"
+            return clip.marks, tuple(chain.from_iterable(clip.frames)), read
+        parts = vlm.pictures(source, *asked, grid=how.grid, max_tiles=how.max_tiles, reference=how.reference)
+        height, width = parts[0].pixels.shape[1:3]
+        tiles = f" and {len(parts) - 1} tiles of it" if len(parts) > 1 else ""
+        return IMAGE_MARK * len(parts), parts, f"read as {width}×{height}{tiles}"
 
     def ask(self, text: str) -> None:
         """Ask, and show the answer as it comes. Stopped, what was said stays."""
         session, before, self.last = self.session, self.session.turns, None
         events = session.stream(
-            spread(text, [len(parts) for parts in self.waiting]),
-            list(chain.from_iterable(self.waiting)),
+            placed(text, [marks for marks, _ in self.waiting]),
+            [picture for _, parts in self.waiting for picture in parts],
             max_tokens=self.how.max_tokens,
             **self.how.sampling,
         )
@@ -199,9 +213,9 @@ def _stats(chat: Chat, rest: str) -> None:
 
 def _history(chat: Chat, rest: str) -> None:
     for turn in chat.session.turns:
-        # Pictures in pieces have a line of marks each before the question.
+        # Pictures in pieces and a video's frames have a line of marks each before the question.
         lines = turn.question.split("\n")
-        marks = list(takewhile(lambda line: not line.replace(IMAGE_MARK, "") and line, lines))
+        marks = list(takewhile(_MARKS.fullmatch, lines))
         count, question = len(marks) or len(turn.pictures), "\n".join(lines[len(marks) :])
         shown = f"[{count} picture(s)] " if count else ""
         tell.say(f"{PROMPT}{shown}{question}\n{turn.text}\n")
@@ -235,7 +249,7 @@ class Command:
 
 
 COMMANDS = {
-    "/image": Command(_image, "PATH", "put a picture to the next question; an http(s) address works too"),
+    "/image": Command(_image, "PATH", "put a picture or a video to the next question; http(s) works too"),
     "/clear": Command(_clear, "", "begin a new conversation"),
     "/system": Command(_system, "[TEXT]", "another system prompt, - for none; by itself shows it"),
     "/history": Command(_history, "", "what was asked and answered"),

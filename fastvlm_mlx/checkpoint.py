@@ -9,17 +9,17 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NewType
+from typing import Any, NewType
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from . import lora, tensorfile
+from . import lora, sharding, tensorfile
 from .atomic import new_directory
 from .config import ModelConfig, Quantization, from_json, is_canonical, read_json
 from .errors import CheckpointError
@@ -44,49 +44,72 @@ class Loaded:
     quantization: Mapping[str, Quantization]  # as stored; `config` has it as computed
 
 
-def load(directory: Path, dtype: mx.Dtype | None = None, adapter: lora.Adapter | None = None) -> Loaded:
+def load(
+    directory: Path,
+    dtype: mx.Dtype | None = None,
+    adapter: lora.Adapter | None = None,
+    group: mx.distributed.Group | None = None,
+) -> Loaded:
     """Read any known layout. `dtype` None computes in the stored type, on the CPU in float32.
 
     An adapter is added to matrices that are computed dense, where it costs nothing more; beside packed ones
-    it stays apart.
+    it stays apart. Of a `group` of processes each keeps its part of the language model alone.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
     raw = read_json(directory / CONFIG)
     with ThreadPoolExecutor(1) as pool:  # parsing 151k tokens takes as long as paging in the weights
         tokenizer = pool.submit(Tokenizer.load, directory)
-        if is_canonical(raw):
-            layout, config = "fastvlm-mlx", from_json(raw, directory / CONFIG)
-            weights = FusedWeights(lazy_weights(directory))
-            check(config, weights, directory)
-        else:
-            from .convert.translate import translate
-
-            translated = translate(directory, tokenizer.result())
-            layout, config, weights = translated.layout, translated.config, translated.weights
+        layout, config, weights = _unread(directory, raw, tokenizer)
         stored = config.quantization
         on_cpu = mx.default_device() != mx.Device(mx.gpu)
         computed = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
         if on_cpu and config.quantization:  # quantized products are far slower than dense ones there
             config, weights = dequantized(config, weights)
+        if group is not None:
+            sharding.check(config, group.size(), directory)
         model = FastVLM(config)
         apart: list[str] = []
         if adapter is not None:
             lora.check(adapter, model)
             apart = [path for path in adapter.paths if path in config.quantization]
             dense = [path for path in adapter.paths if path not in config.quantization]
+            if apart and group is not None:
+                raise CheckpointError(
+                    f"{directory}: an adapter beside packed matrices cannot be divided between processes; "
+                    "train with `fuse = true` and give the model that it writes"
+                )
             sums = {f"{path}.weight": unpacked(config, weights, path) + adapter.delta(path) for path in dense}
             weights = FusedWeights({**weights, **sums})
         weights = cast(weights, computed)
         model.load_weights(list(weights.items()))
         if adapter is not None and apart:
             lora.apply(model, adapter, apart)
-        for array in (*weights.values(), *lora.parameters(model).values()):
+        if group is not None:
+            model.shard(group)
+        del weights  # or what was cut off would stay
+        for array in parameters(model).values():
             mx.eval(array)
+            if group is not None:
+                mx.clear_cache()  # of the whole matrix that a part came from
         room = mx.device_info().get("max_recommended_working_set_size")  # Apple GPUs alone report one
         if room:
             mx.set_wired_limit(int(room))  # keeps the weights of large models from being paged out
         return Loaded(model, config, tokenizer.result(), layout, computed, stored)
+
+
+def _unread(
+    directory: Path, raw: Mapping[str, Any], tokenizer: Future[Tokenizer]
+) -> tuple[str, ModelConfig, FusedWeights]:
+    """Layout, configuration and lazy weights. Nobody else holds these, so each can go once it was used."""
+    if is_canonical(raw):
+        config, weights = from_json(raw, directory / CONFIG), FusedWeights(lazy_weights(directory))
+        check(config, weights, directory)
+        return "fastvlm-mlx", config, weights
+    from .convert.translate import translate
+
+    translated = translate(directory, tokenizer.result())
+    return translated.layout, translated.config, translated.weights
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -221,8 +221,10 @@ class Batch:
         """(B, d) -> (B,); of one row also at several positions"""
         logits = self.model.language.logits(hidden)[:, : self._tokenizer.size]  # padding is never said
         if all(row.plain for row in rows):
-            return mx.argmax(logits, axis=-1)
-        return mx.stack([self._chosen(row, of_row) for row, of_row in zip(rows, logits, strict=True)])
+            chosen = mx.argmax(logits, axis=-1)
+        else:
+            chosen = mx.stack([self._chosen(row, of_row) for row, of_row in zip(rows, logits, strict=True)])
+        return self.model.agreed(chosen)
 
     @staticmethod
     def _chosen(row: Row, logits: mx.array) -> mx.array:

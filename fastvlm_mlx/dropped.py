@@ -13,11 +13,17 @@ import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from .reading import VIDEO_SUFFIXES
+
+_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+    *VIDEO_SUFFIXES,
+)
 
 
 def dropped(line: str) -> tuple[list[Path], str]:
-    """The files that a line begins with, and the text after them. A bare word must look like a picture."""
+    """The files that a line begins with, and the text after them. A bare word needs a picture's suffix, or a
+    video's."""
     found: list[Path] = []
     rest = line.strip()
     while (first := _first(rest)) is not None:

@@ -3,7 +3,7 @@
 FastVLMError            catch this to catch everything the package raises on purpose
 ├── CheckpointError     weights on disk: missing, torn, unknown, of the wrong shape, not writable
 ├── ConfigError         a config.json or an option that cannot be acted upon
-├── ImageError          a picture that cannot be read
+├── ImageError          a picture or a video that cannot be read
 ├── DataError           a data set or a file of results that cannot be read, written or gone on with
 ├── PromptError         a prompt that cannot be answered: empty, too long, pictures that do not match
 └── HubError            a model name that could not be turned into a local directory
@@ -23,7 +23,7 @@ class ConfigError(FastVLMError):
 
 
 class ImageError(FastVLMError):
-    """A picture that cannot be read."""
+    """A picture or a video that cannot be read."""
 
 
 class DataError(FastVLMError):

@@ -38,6 +38,7 @@ _BROKEN = (
     *(AssertionError, RuntimeError, MemoryError, UserWarning, struct.error, zlib.error, *_BOMB),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+PICTURE_BRANDS = (*_HEIF_BRANDS, b"avif", b"avis")  # in a header that videos have too
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -149,7 +150,7 @@ def open_image(source: Source, *, reference: bool = False, most_pixels: int | No
 
     Encoded pictures of more than `most_pixels` (else MAX_PIXELS) are refused by their headers.
     """
-    name = _name(source)
+    name = name_of(source)
     most = MAX_PIXELS if most_pixels is None else most_pixels
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source), name, reference)
@@ -164,18 +165,18 @@ def open_image(source: Source, *, reference: bool = False, most_pixels: int | No
             stream = file if file.seekable() else io.BytesIO(file.read())
             return _rgb(_identify(stream, name, most), name, reference)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        reason = _line(getattr(error, "strerror", None) or error)
+        reason = one_line(getattr(error, "strerror", None) or error)
         raise ImageError(f"cannot read {name} ({reason}); pass the path of a readable picture") from error
 
 
 def stored_sides(path: Path) -> tuple[int, int]:
     """Width and height as a file holds them: not turned upright, and nothing is decoded."""
-    name = _name(path)
+    name = name_of(path)
     try:
         with open(path, "rb") as file:
             return _identify(file, name, MAX_PIXELS).size
     except OSError as error:
-        reason = _line(error.strerror or error)
+        reason = one_line(error.strerror or error)
         raise ImageError(f"cannot read {name} ({reason}); pass the path of a readable picture") from error
 
 
@@ -215,16 +216,20 @@ def _download(url: str) -> bytes:
     too_large = f"{name} is larger than {MAX_DOWNLOAD_BYTES} bytes; download it yourself and pass the file"
     try:
         ascii_url = urllib.parse.quote(url, safe=":/?#[]@!$&'()*+,;=%~")
-        query = request.Request(ascii_url, headers={"User-Agent": "fastvlm-mlx", "Accept": "image/*"})
+        query = request.Request(
+            ascii_url, headers={"User-Agent": "fastvlm-mlx", "Accept": "image/*, video/*"}
+        )
         with opener.open(query, timeout=DOWNLOAD_TIMEOUT_S) as response:
             if int(response.headers.get("Content-Length") or 0) > MAX_DOWNLOAD_BYTES:
                 raise ImageError(too_large)
             data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
     except urllib.error.HTTPError as error:
         error.close()
-        raise ImageError(f"{name} answered {error.code} {_line(error.reason)}; check the address") from error
+        raise ImageError(
+            f"{name} answered {error.code} {one_line(error.reason)}; check the address"
+        ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = _line(getattr(error, "reason", error))
+        reason = one_line(getattr(error, "reason", error))
         raise ImageError(f"cannot download {name} ({reason}); check the address") from error
     if len(data) > MAX_DOWNLOAD_BYTES:
         raise ImageError(too_large)
@@ -286,8 +291,8 @@ def _rgb(image: Image.Image, name: str, reference: bool) -> Image.Image:
 
 def _undecodable(name: str, error: Exception) -> ImageError:
     if isinstance(error, _BOMB):
-        return ImageError(f"{name} is too large ({_line(error)}); make it smaller")
-    return ImageError(f"{name} is damaged or cut short ({_line(error)}); copy or download it again")
+        return ImageError(f"{name} is too large ({one_line(error)}); make it smaller")
+    return ImageError(f"{name} is damaged or cut short ({one_line(error)}); copy or download it again")
 
 
 def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
@@ -334,7 +339,8 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _name(source: object) -> str:
+def name_of(source: object) -> str:
+    """How messages call it."""
     if isinstance(source, (str, os.PathLike)):
         return _quoted(os.fspath(source))
     if isinstance(source, Fetched):
@@ -351,5 +357,6 @@ def _quoted(name: str | bytes) -> str:
     return text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}"
 
 
-def _line(error: object) -> str:
+def one_line(error: object) -> str:
+    """What an error says."""
     return " ".join(str(error).split()) or type(error).__name__

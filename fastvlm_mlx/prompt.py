@@ -43,6 +43,21 @@ class Picture:
         return (self.pixels.shape[1] // STRIDE) * (self.pixels.shape[2] // STRIDE)
 
 
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames of a video, each in its pieces (one, but for tiles), and when they are shown."""
+
+    times_s: tuple[float, ...]
+    frames: tuple[tuple[Picture, ...], ...]
+    damaged: int = 0  # packets that could not be decoded
+
+    @property
+    def marks(self) -> str:
+        """A line for each frame, as `stamps` writes its time: `[0:04] <image>`."""
+        lines = zip(stamps(self.times_s), self.frames, strict=True)
+        return "\n".join(f"{stamp} {IMAGE_MARK * len(pieces)}" for stamp, pieces in lines)
+
+
 Part = Text | Picture
 Prompt = tuple[Part, ...]
 
@@ -107,13 +122,47 @@ def spread(text: str, pieces: Sequence[int]) -> str:
     >>> spread("Is <image> in <image>?", [1, 2])
     'Is <image> in <image><image>?'
     """
-    if not text.strip() or all(count == 1 for count in pieces):
+    return placed(text, [IMAGE_MARK * count for count in pieces])
+
+
+def placed(text: str, shown: Sequence[str]) -> str:
+    """The same with what stands for each picture, such as the lines of a `Clip`.
+
+    >>> placed("Is <image> in it?", ["[0:00] <image>"])
+    'Is [0:00] <image> in it?'
+    """
+    if not text.strip() or all(marks == IMAGE_MARK for marks in shown):
         return text
     if IMAGE_MARK not in text:
-        return "".join(f"{IMAGE_MARK * count}\n" for count in pieces) + text
+        return "".join(f"{marks}\n" for marks in shown) + text
     first, *others = text.split(IMAGE_MARK)
-    _check_marks(len(others), len(pieces))
-    return first + "".join(IMAGE_MARK * count + rest for count, rest in zip(pieces, others, strict=True))
+    _check_marks(len(others), len(shown))
+    return first + "".join(marks + rest for marks, rest in zip(shown, others, strict=True))
+
+
+def stamps(times_s: Sequence[float]) -> list[str]:
+    """Times as the model reads them: whole seconds, and tenths or more where those would be the same.
+
+    >>> stamps([0.0, 4.9, 3725.0])
+    ['[0:00]', '[0:04]', '[1:02:05]']
+    >>> stamps([0.0, 0.5])
+    ['[0:00.0]', '[0:00.5]']
+    """
+    written: list[str] = []
+    for digits in range(4):
+        written = [_stamp(time_s, digits) for time_s in times_s]
+        if len(set(written)) == len(written):
+            break
+    return written
+
+
+def _stamp(time_s: float, digits: int) -> str:
+    units = int(time_s * 10**digits + 1e-6)  # what has not begun is not named
+    seconds, rest = divmod(units, 10**digits)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"[{clock}:{seconds:02}{f'.{rest:0{digits}}' if digits else ''}]"
 
 
 def opening(system: str | None = None) -> str:

@@ -19,6 +19,13 @@ NATIVE, TILES = "native", "tiles"
 MODES: tuple[str, ...] = (*SQUARE_MODES, NATIVE, TILES)
 MAX_PIXELS = 2**28
 MAX_TILES = 4  # where nothing else is asked for, as LLaVA's largest grid
+SCENES = "scenes"
+FRAME_CHOICES = ("even", SCENES)  # which frames of a video
+MAX_FRAMES = 8  # where nothing else is asked for
+VIDEO_SUFFIXES = (
+    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+    *(".ogv", ".ts", ".webm", ".wmv"),
+)
 
 Grid = tuple[int, int]  # columns, rows
 Sides = tuple[int, int]  # width, height

@@ -50,12 +50,13 @@ def as_dict(answer: Answer, model: str) -> dict[str, object]:
     }
 
 
-def stats(answer: Answer) -> str:
+def stats(answer: Answer, frames: int = 0) -> str:
     asked = answer.image_tokens + answer.text_tokens
     known = f", {answer.reused_tokens} known before" if answer.reused_tokens else ""
     guessed = f"guessed  {answer.guessed} tokens, {answer.right} of them right\n" if answer.guessed else ""
+    seen = f" of {frames} frames" if frames else ""
     return (
-        f"vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens\n"
+        f"vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens{seen}\n"
         f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text){known}\n"
         f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
         f"ended by {answer.reason}\n{guessed}"

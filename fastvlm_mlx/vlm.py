@@ -14,19 +14,22 @@ import numpy.typing as npt
 
 from . import checkpoint, generate, hub, image, lora, neural_engine
 from .checkpoint import Loaded
-from .config import STRIDE, ImageConfig, ModelConfig, Quantization
+from .config import IMAGE_MARK, STRIDE, ImageConfig, ModelConfig, Quantization
 from .decoding import Event, Guesser
 from .errors import ConfigError, ImageError, PromptError
 from .generate import Answer
 from .guessing import Both, Draft, Repetitions
 from .models.fastvlm import FastVLM
-from .prompt import Picture, Prompt, assemble, positions, render, spread
+from .prompt import Clip, Picture, Prompt, assemble, placed, positions, render
 from .reading import Grid, Reading
 from .sampling import Options, Sampling
 from .tokenizer import Tokenizer
+from .video import Video, is_video, opened
 
 Pixels = mx.array | npt.NDArray[Any]  # floats; of numpy's arrays, uint8 is read as a picture file would be
 Image = image.Source | Pixels | Picture | tuple[Picture, ...]  # the last is one picture in pieces
+Shown = Image | Video | Clip
+_ANSWER_SHARE = 1 / 8  # of the context: kept for an answer when we say how many frames fit
 
 
 def load(
@@ -36,12 +39,14 @@ def load(
     revision: str | None = None,
     adapter: str | Path | None = None,
     vision_package: str | Path | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> VLM:
     """Load a model by path, short name (`0.5b`) or hub id, whatever its layout.
 
     `dtype` None computes in the stored type on a GPU and in float32 on the CPU. `adapter` is a directory
     that fine-tuning wrote. `vision_package`, on a Mac, is a Core ML package (`export --target coreml`) to
-    run the vision tower in.
+    run the vision tower in. `group`, of several processes (`mx.distributed.init()`), divides the language
+    model between them: all load it so and ask the same.
     """
     if isinstance(dtype, str):
         if dtype not in checkpoint.DTYPES:
@@ -50,7 +55,9 @@ def load(
     widened = None if adapter is None else lora.read(Path(adapter).expanduser())
     if vision_package is not None:
         neural_engine.require()
-    loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened)
+    if group is not None and group.size() == 1:
+        group = None
+    loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened, group)
     if vision_package is not None:
         tower = neural_engine.load(Path(vision_package).expanduser(), loaded.dtype)
         tower.check(loaded.config.vision)
@@ -88,7 +95,7 @@ class VLM:
     def prompt(
         self,
         text: str,
-        images: Sequence[Image] = (),
+        images: Sequence[Shown] = (),
         system: str | None = None,
         *,
         image_size: int | None = None,
@@ -101,18 +108,77 @@ class VLM:
 
         A picture is a path, encoded bytes, a PIL image, a uint8 array, or floats (H, W, 3) in [0, 1]
         with sides that are multiples of 64, which are taken as they are; or a `Picture`, such as another
-        prompt holds, or what `pictures` gives. `image_mode` is pad, crop or stretch, which make a square;
+        prompt holds, or what `pictures` gives. A `Video`, its path, or what `clip` gives stands for its
+        frames, each on a line after its time. `image_mode` is pad, crop or stretch, which make a square;
         native, which keeps the shape; or tiles: an overview and then tiles row by row, in a `grid` of
         (columns, rows) or one of at most `max_tiles` that fits the picture. `reference` reads pictures
         exactly as the PyTorch reference does (no rotation by EXIF, transparency dropped).
         """
         rendered = render(text, len(images), system)
-        shown = [
-            self.pictures(source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference)
-            for source in images
-        ]
-        rendered = spread(rendered, [len(parts) for parts in shown])
-        return assemble(rendered, list(chain.from_iterable(shown)), self.tokenizer.encode)
+        marks: list[str] = []
+        pictures: list[Picture] = []
+        clips: list[Clip] = []
+        for source in images:
+            if is_video(source):
+                source = Video(source)
+            if isinstance(source, Video):
+                source = self.clip(
+                    source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference
+                )
+            if isinstance(source, Clip):
+                clips.append(source)
+                marks.append(source.marks)
+                pictures += chain.from_iterable(source.frames)
+            else:
+                parts = self.pictures(
+                    source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference
+                )
+                marks.append(IMAGE_MARK * len(parts))
+                pictures += parts
+        prompt = assemble(placed(rendered, marks), pictures, self.tokenizer.encode)
+        self._check_room(prompt, clips)
+        return prompt
+
+    def _check_room(self, prompt: Prompt, clips: Sequence[Clip]) -> None:
+        """Of prompts with videos: say how many frames the context has room for."""
+        asked, context = positions(prompt), self.config.text.context
+        if not clips or asked <= context:
+            return
+        frames = [pieces for clip in clips for pieces in clip.frames]
+        stamped = sum(len(self.tokenizer.encode(clip.marks.replace(IMAGE_MARK, ""))) for clip in clips)
+        taken = stamped + sum(map(positions, frames))
+        room = context * (1 - _ANSWER_SHARE) - (asked - taken)
+        fit = max(0, int(room / (taken / len(frames)) / len(clips)))
+        each = " of each video" if len(clips) > 1 else ""
+        raise PromptError(
+            f"the frames of a video take {taken / len(frames):.0f} positions each and the model reads "
+            f"{context} in all; {fit} frames{each} fit with a question and an answer: choose "
+            f"{f'--max-frames {fit} or ' if fit else ''}a smaller --image-size"
+        )
+
+    def clip(
+        self,
+        video: Video,
+        image_size: int | None = None,
+        image_mode: str | None = None,
+        *,
+        grid: Grid | None = None,
+        max_tiles: int | None = None,
+        reference: bool = False,
+    ) -> Clip:
+        """A video's frames ready to be put into prompts; each is read as a picture is.
+
+        No more are read than the context could hold, and one: `prompt` then says how many fit.
+        """
+        reading = self._reading(image_size, image_mode, grid, max_tiles, reference)
+        times: list[float] = []
+        frames: list[tuple[Picture, ...]] = []
+        with opened(video) as reel:
+            most = self.config.text.context // reading.positions(*reel.sides) + 1
+            for frame in reel.frames(reel.times(most)):
+                times.append(frame.time_s)
+                frames.append(_pictures(frame.picture, reading))
+            return Clip(tuple(times), tuple(frames), reel.damaged)
 
     def picture(
         self,
@@ -141,15 +207,7 @@ class VLM:
         reference: bool = False,
     ) -> tuple[Picture, ...]:
         """The same of any mode: of tiles, the overview and every tile."""
-        own = self.config.image
-        reading = Reading(
-            own.size if image_size is None else image_size,
-            own.mode if image_mode is None else image_mode,
-            grid,
-            max_tiles,
-            reference,
-        )
-        parts = _pictures(source, reading)
+        parts = _pictures(source, self._reading(image_size, image_mode, grid, max_tiles, reference))
         context = self.config.text.context
         if parts is not source and len(parts) > 1 and (asked := positions(parts)) > context:
             raise PromptError(
@@ -157,6 +215,14 @@ class VLM:
                 f"{context}; choose a smaller --grid, fewer --max-tiles or a smaller --image-size"
             )
         return parts
+
+    def _reading(
+        self, size: int | None, mode: str | None, grid: Grid | None, max_tiles: int | None, reference: bool
+    ) -> Reading:
+        own = self.config.image
+        return Reading(
+            own.size if size is None else size, own.mode if mode is None else mode, grid, max_tiles, reference
+        )
 
     def logits(self, prompt: Prompt) -> mx.array:
         """(positions, vocabulary), padded rows of the vocabulary included"""
@@ -196,6 +262,8 @@ class VLM:
         repeated = Repetitions(prompt) if repetitions else None
         if draft is None:
             return repeated
+        if self.model.group is not None:
+            raise ConfigError("a model divided between processes takes no draft model; leave it out")
         if draft.tokenizer.size != self.tokenizer.size:
             raise ConfigError(
                 f"the draft model has {draft.tokenizer.size} tokens and this one {self.tokenizer.size}; "

@@ -12,6 +12,7 @@ import pytest
 from command import MODEL, Ran, Run
 from pictures import TALL, WIDE
 from refusals import assert_refused, snapshot
+from videos import COLOURS, flat, write
 
 from fastvlm_mlx import VLM, Session
 from fastvlm_mlx.chat import COMMANDS
@@ -79,6 +80,16 @@ def test_a_native_picture_is_asked_about_as_generate_does(run: Run, chat: Callab
     how = ("--image-mode", "native", "--image-size", 128)
     expected = run("generate", WIDE, "-m", MODEL, "-n", 12, "-p", "Hm?", *how)
     assert chat(WIDE, *how, lines=["Hm?"]) == expected
+
+
+def test_a_video_is_asked_about_as_generate_does(run: Run, chat: Callable[..., Ran], tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", [flat(colour) for colour in COLOURS])
+    how = ("--image-size", 64)
+    expected = run("generate", path, TALL, "-m", MODEL, "-n", 12, "-p", "Hm?", *how)
+    assert chat(path, TALL, *how, lines=["Hm?"]) == expected
+    done = chat(*how, lines=[f"{path} {TALL} Hm?", "/history"])
+    assert done.out == expected.out
+    assert "> [7 picture(s)] Hm?\n" in done.err
 
 
 def test_help_names_every_command(chat: Callable[..., Ran]) -> None:

@@ -45,27 +45,41 @@ def test_ctrl_c_while_answering_leaves_quietly_with_130() -> None:
     assert err.strip() == b""
 
 
-def test_terminated_a_benchmark_keeps_what_it_has_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "after", "rows", "count"),
+    [
+        (("-m", MODEL, "--sizes", "256", "--runs", "100000", "--no-cold"), 2, "cases", 1),
+        (("-m", MODEL, "--sizes", "64", "--runs", "100000", "--against", "fastvit"), 3, "runs", 2),
+        (("--plan", "--random", "0.5b", "--ttft", "60s", "--sizes", "64,128", "--runs", "1"), 2, "plan", 1),
+    ],
+    ids=["times", "--against", "--plan"],
+)
+def test_terminated_a_benchmark_keeps_what_it_has_measured(
+    asked: tuple[object, ...], after: int, rows: str, count: int, tmp_path: Path
+) -> None:
     kept = tmp_path / "bench.json"
-    arguments = ["bench", "-m", MODEL, "--sizes", "256", "--runs", "100000", "--no-cold", "--json", kept]
     script = (
         "import os, signal\n"
-        "from fastvlm_mlx.bench import measure\n"
+        "from fastvlm_mlx.bench import measure, variants\n"
         "from fastvlm_mlx.cli import main\n"
+        "from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig\n"
+        "text = TextConfig(32, 1, 2, 2, 64, 512, tied=True)\n"
+        "small = ModelConfig(VisionConfig((1, 1, 1, 1, 1), (8, 16, 32, 64, 128)), text)\n"
+        "variants.VARIANTS['0.5b'] = small\n"
         "runs = measure.measure\n"
-        "def third(*given):\n"
-        "    third.count += 1\n"
-        "    third.count < 3 or os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def counted(*given):\n"
+        "    counted.left -= 1\n"
+        "    counted.left < 0 and os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return runs(*given)\n"
-        "third.count = 0\n"
-        "measure.measure = third\n"
+        f"counted.left = {after}\n"
+        "measure.measure = counted\n"
         "main()"
     )
-    done = completed((*PYTHON, "-c", script), *arguments)
+    done = completed((*PYTHON, "-c", script), "bench", *asked, "--json", kept)
     assert (done.code, done.err) == (143, "")
     found = json.loads(kept.read_text(encoding="utf-8"))
     assert found["complete"] is False
-    assert len(found["cases"]) == 1
+    assert len(found[rows]) == count
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from fastvlm_mlx.dropped import dropped
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("cat.jpg", "My Cat.PNG", "it's.webp", "a b.txt", "what"):
+    for name in ("cat.jpg", "My Cat.PNG", "clip.MOV", "it's.webp", "a b.txt", "what"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -24,6 +24,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("cat.jpg", ["cat.jpg"], ""),
         ("  cat.jpg  ", ["cat.jpg"], ""),
+        ("clip.MOV when is it?", ["clip.MOV"], "when is it?"),
         ("cat.jpg what is it?", ["cat.jpg"], "what is it?"),
         ("cat.jpg what's it?", ["cat.jpg"], "what's it?"),
         (r"My\ Cat.PNG what's   that?", ["My Cat.PNG"], "what's   that?"),

@@ -105,7 +105,8 @@ def named(text: str) -> list[str]:
     for name in names:
         if name not in RIVALS:
             raise ConfigError(
-                f"--against {name!r}: no such rival; choose from {', '.join(RIVALS)}, or mlx-vlm alone"
+                f"--against {name!r}: no such rival; choose from {', '.join(RIVALS)}, "
+                "or transformers or mlx-vlm alone"
             )
     return names
 

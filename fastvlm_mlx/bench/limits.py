@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import ModelConfig, Quantization
-from ..convert.swift_memory import DEVICES, POSITIONS, SHARE
+from ..convert import swift_memory
+from ..convert.swift_memory import ALIVE, DEVICES, POSITIONS, SHARE
 from . import cost
 from .chips import CHIPS, Work, least_s
 from .machine import Machine
@@ -143,16 +144,10 @@ def on_devices() -> list[OnDevice]:
     rows = []
     for name, config in VARIANTS.items():
         for weights, packed in _PACKED.items():
-            need = cost.held(config, _PHONE_SIZE, POSITIONS - cost.tokens(_PHONE_SIZE), 2, packed).bytes
-            fits = {device: _verdict(need, memory) for device, memory in DEVICES.items()}
-            rows.append(OnDevice(name, weights, need, fits))
+            held = cost.held(config, _PHONE_SIZE, 0, 2, packed)
+            need = swift_memory.need(held.tower + held.language, config.vision, config.text, _PHONE_SIZE)
+            rows.append(OnDevice(name, weights, need.bytes, need.verdicts))
     return rows
-
-
-def _verdict(need: int, memory: float) -> str:
-    if need <= SHARE * memory:
-        return "fits"
-    return "with entitlement" if need <= memory else "too large"
 
 
 def device_table(rows: Sequence[OnDevice]) -> Table:
@@ -163,8 +158,8 @@ def device_table(rows: Sequence[OnDevice]) -> Table:
         heads,
         told,
         (
-            f"Estimated from sizes, not measured: weights, {POSITIONS} positions, the widest layer at "
-            f"{_PHONE_SIZE} px. An app is taken to get {SHARE:.0%} of the memory, more only with the "
-            "increased-memory entitlement.",
+            f"Estimated from sizes, not measured, as by `export --check`: weights, {POSITIONS} positions, "
+            f"{ALIVE} of the tower's largest arrays at {_PHONE_SIZE} px. An app is taken to get {SHARE:.0%} "
+            "of the memory, more only with the increased-memory entitlement.",
         ),
     )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -124,15 +125,26 @@ def _prompt(vlm: VLM, pieces: Sequence[npt.NDArray[np.float32]], asks: bool) -> 
     return prompt if asks else tuple(part for part in prompt if isinstance(part, Picture))
 
 
-Turn = tuple[VLM, Case]
+class Foreign(Protocol):
+    """Another program, with a loop of its own."""
+
+    def measure(self, encoded: bytes, case: Case, tokens: int) -> Run: ...
+
+
+Timed = VLM | Foreign
+Turn = tuple[Timed, Case]
 
 
 def interleaved(turns: Sequence[Turn], runs: int, tokens: int) -> Iterator[tuple[int, Run | None]]:
     """Which turn, and how it went: every one once unmeasured (None), then all of them `runs` times over."""
     encoded = picture()
     for number in range(runs + 1):
-        for index, (vlm, case) in enumerate(turns):
-            run = measure(vlm, encoded, case, tokens)
+        for index, (one, case) in enumerate(turns):
+            run = (
+                measure(one, encoded, case, tokens)
+                if isinstance(one, VLM)
+                else one.measure(encoded, case, tokens)
+            )
             mx.clear_cache()
             yield index, run if number else None
 

@@ -1,137 +1,50 @@
-"""mlx-vlm's FastVLM with a model's own weights, in our decoding loop, so that only the modules differ."""
+"""Another program with a model's own weights: its answer is compared first, then its times."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
-import mlx.core as mx
-import mlx.nn as nn
+from importlib.metadata import PackageNotFoundError, version
 
 from .. import generate
-from ..checkpoint import Loaded, lazy_weights
-from ..config import ModelConfig, read_json
-from ..convert.export_swift import export
 from ..errors import CheckpointError, ConfigError
-from ..models.fastvlm import FastVLM
 from ..prompt import Prompt
 from ..vlm import VLM
-from .measure import QUESTION, Run, picture
+from .measure import QUESTION, Case, Run, Timed, picture
 from .report import median
 from .table import Table, ms
 
-NAME = "mlx-vlm"
 ANSWER = 32  # greedy tokens to compare
-_PACKAGES = ("mlx_lm", "mlx_vlm")
-_ROOM = "mlx_vlm.models.fastvlm"
 
 
-def require() -> None:
-    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ConfigError(
-            f"--against {NAME}: {missing[0]} is not installed; run pip install 'fastvlm-mlx[peers]'"
-        )
+@dataclass(frozen=True, slots=True)
+class Peer:
+    name: str
+    how: str  # what of it runs, for the note
+    timed: Timed
+    answer: Callable[[Prompt], Sequence[int]]  # ANSWER greedy tokens about `picture()`, asked as ours is
+    versions: Mapping[str, str]
+    image_mode: str | None = None  # that both read pictures in; None: ours for both
+
+    def case(self, size: int) -> Case:
+        return Case(size, 1, image_mode=self.image_mode)
 
 
-class _Tower(nn.Module):
-    def __init__(self, tower: Any, dtype: mx.Dtype):
-        super().__init__()
-        self.tower = tower
-        self._dtype = dtype
-
-    def __call__(self, pixels: mx.array) -> mx.array:
-        features: mx.array = self.tower(pixels.astype(self._dtype))[1]
-        return features
+def require(name: str, packages: Sequence[str], install: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"--against {name}: {package} is not installed; run {install}")
 
 
-class _Cache:
-    def __init__(self, held: Any):
-        self.held = held
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return list(self.held.state)
-
-
-class _Language(nn.Module):
-    """Its Qwen2 as ours is called; one prompt at a time."""
-
-    def __init__(self, language: Any):
-        super().__init__()
-        self.language = language
-
-    def __call__(self, rows: mx.array, caches: Sequence[_Cache]) -> mx.array:
-        hidden: mx.array = self.language.model(
-            None, cache=[cache.held for cache in caches], input_embeddings=rows
-        )
-        return hidden
-
-    def embedding(self, ids: mx.array) -> mx.array:
-        rows: mx.array = self.language.model.embed_tokens(ids)
-        return rows
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        tied = self.language.config.tie_word_embeddings
-        told: mx.array = (
-            self.language.model.embed_tokens.as_linear(hidden) if tied else self.language.lm_head(hidden)
-        )
-        return told
-
-    def new_caches(self) -> list[_Cache]:
-        fresh = _module("mlx_lm.models.cache").KVCache
-        return [_Cache(fresh()) for _ in self.language.layers]
-
-
-def load(directory: Path, ours: VLM) -> VLM:
-    """The same weights in mlx-vlm's modules, by way of an export that both read."""
-    with tempfile.TemporaryDirectory() as folder:
-        exported = export(directory, Path(folder) / "export", dtype=ours.dtype).destination
-        theirs = _filled(exported, ours.config)
-        model = FastVLM(ours.config)  # lazy: what is replaced below is never made
-        model["vision"] = _Tower(theirs.vision_tower, ours.dtype)
-        model["projector"] = theirs.mm_projector
-        model["language"] = _Language(theirs.language_model)
-        mx.eval(theirs.parameters())  # before the files go
-    return VLM(Loaded(model, ours.config, ours.tokenizer, NAME, ours.dtype, {}))
-
-
-def _filled(directory: Path, ours: ModelConfig) -> Any:
-    config, weights = read_json(directory / "config.json"), lazy_weights(directory)
-    configs = _module(f"{_ROOM}.config")
-    # What config.json cannot tell it.
-    configs.VisionConfig.layers = list(ours.vision.layers)
-    configs.VisionConfig.embed_dims = list(ours.vision.dims)
-    parsed = configs.ModelConfig.from_dict(config)
-    parsed.text_config = configs.TextConfig.from_dict(parsed.text_config)
-    parsed.vision_config = configs.VisionConfig.from_dict(parsed.vision_config)
-    model = _module(f"{_ROOM}.fastvlm").Model(parsed)
-    if packing := config.get("quantization"):
-        nn.quantize(
-            model,
-            packing["group_size"],
-            packing["bits"],
-            class_predicate=lambda path, _: f"{path}.scales" in weights,
-        )
-    weights = model.language_model.sanitize(model.vision_tower.sanitize(model.sanitize(weights)))
-    model.load_weights(list(weights.items()))
-    model.eval()  # BatchNorm by its stored statistics
-    return model
-
-
-def _module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"--against {NAME}: {name} cannot be imported ({error}); run pip install -U 'fastvlm-mlx[peers]'"
-        ) from None
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # on the path, but not installed
+            found[package] = "unknown"
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,23 +55,23 @@ class Agreement:
     of: int
 
 
-def agreement(ours: VLM, theirs: VLM, size: int) -> Agreement:
-    asked = ours.prompt(QUESTION, [picture()], image_size=size)
-    first, second = (_answer(vlm, asked) for vlm in (ours, theirs))
+def agreement(ours: VLM, theirs: Peer, size: int) -> Agreement:
+    asked = ours.prompt(QUESTION, [picture()], image_size=size, image_mode=theirs.image_mode)
+    first, second = answer(ours, asked), theirs.answer(asked)
     same = next((n for n, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1]), ANSWER)
     if not same:
         raise CheckpointError(
-            f"{NAME} answers differently from the first token on, so its times are not compared; "
-            "run `fastvlm-mlx export --check` on an export of the model"
+            f"{theirs.name} answers differently from the first token on, so its times are not compared; "
+            "run `fastvlm-mlx doctor` on the model"
         )
     return Agreement(same, ANSWER)
 
 
-def _answer(vlm: VLM, prompt: Prompt) -> tuple[int, ...]:
-    [answer] = generate.answers(
+def answer(vlm: VLM, prompt: Prompt) -> tuple[int, ...]:
+    [told] = generate.answers(
         vlm.model, vlm.tokenizer, [prompt], stop_ids=(), context=vlm.config.text.context, max_tokens=ANSWER
     )
-    return answer.ids
+    return told.ids
 
 
 _ROWS = {
@@ -190,15 +103,16 @@ def compare(size: int, ours: Sequence[Run], theirs: Sequence[Run]) -> list[Compa
     ]
 
 
-def table(rows: Sequence[Compared], agreed: Agreement, tokens: int) -> Table:
+def table(rows: Sequence[Compared], agreed: Agreement, peer: Peer, tokens: int) -> Table:
     told = [(str(row.size), row.part, ms(row.ours_s), ms(row.theirs_s), f"{row.ratio:.2f}×") for row in rows]
+    packages = ", ".join(f"{name} {number}" for name, number in peer.versions.items())
     return Table(
-        "Against mlx-vlm",
-        ("px", "part", "ours ms", "mlx-vlm ms", "theirs ÷ ours"),
+        f"Against {peer.name}",
+        ("px", "part", "ours ms", f"{peer.name} ms", "theirs ÷ ours"),
         told,
         (
             f"The same weights, picture and question; the first {agreed.same} of {agreed.of} greedy tokens "
-            "are the same. Medians in turn after a warm-up, mlx-vlm's modules in our decoding loop; decode "
-            f"is of {tokens} tokens.",
+            f"are the same. Medians in turn after a warm-up, {peer.how} ({packages}); decode is of "
+            f"{tokens} tokens.",
         ),
     )

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from ..config import ModelConfig
 from ..prompt import Part, Picture, Prompt
 from .projector import Projector
-from .qwen2 import Qwen2
+from .qwen2 import Group, Qwen2
 from .vision import FastViTHD
 
 
@@ -21,6 +21,7 @@ class FastVLM(nn.Module):
         self.vision = FastViTHD(config.vision)
         self.projector = Projector(config.vision.feature_dim, config.text.hidden_size)
         self.language = Qwen2(config.text)
+        self.group: Group | None = None  # of the ranks that share the decoder
         quantization = config.quantization
         if quantization:
             nn.quantize(
@@ -31,6 +32,18 @@ class FastVLM(nn.Module):
                     else False
                 ),
             )
+
+    def shard(self, group: Group) -> None:
+        """Keep this rank's part of the decoder. Tower and projector stay whole."""
+        self.language.shard(group)
+        self.group = group
+
+    def agreed(self, ids: mx.array) -> mx.array:
+        """What the first rank chose: the others may have rounded, or drawn, otherwise."""
+        if self.group is None:
+            return ids
+        first = mx.array(self.group.rank() == 0, ids.dtype)  # multiplied, so that all ranks work out theirs
+        return mx.distributed.all_sum(ids * first, group=self.group)
 
     def encode_image(self, pixels: mx.array) -> mx.array:
         """(B, H, W, 3) -> (B, tokens, d), tokens in raster order"""

@@ -1,4 +1,8 @@
-"""Qwen2 with q, k, v in one matmul and gate, up in another (merged at conversion)."""
+"""Qwen2 with q, k, v in one matmul and gate, up in another (merged at conversion).
+
+Whole, or divided between the ranks of a group: each keeps its heads, its part of every MLP and its rows of an
+untied head, and all go through every step together.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.nn.layers.distributed import shard_linear
 
 from ..config import TextConfig
 from ..kernels import swiglu
 from .cache import KVCache
 
 Mask = mx.array | Literal["causal"] | None
+Group = mx.distributed.Group
 
 
 class Attention(nn.Module):
@@ -33,6 +39,13 @@ class Attention(nn.Module):
         x = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._head_dim**-0.5, mask=mask)
         return self.out(x.swapaxes(1, 2).reshape(batch, length, -1))
 
+    def shard(self, group: Group) -> None:
+        """Keep this rank's queries, with the keys and values that they look at."""
+        ends = [self._heads * self._head_dim, (self._heads + self._kv_heads) * self._head_dim]
+        self.qkv = shard_linear(self.qkv, "all-to-sharded", segments=ends, group=group)
+        self.out = shard_linear(self.out, "sharded-to-all", group=group)
+        self._heads, self._kv_heads = self._heads // group.size(), self._kv_heads // group.size()
+
     def _rotated(self, x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
             x, self._head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=offset
@@ -48,6 +61,10 @@ class MLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(swiglu(*mx.split(self.gate_up(x), 2, axis=-1)))
 
+    def shard(self, group: Group) -> None:
+        self.gate_up = shard_linear(self.gate_up, "all-to-sharded", segments=2, group=group)
+        self.down = shard_linear(self.down, "sharded-to-all", group=group)
+
 
 class DecoderLayer(nn.Module):
     def __init__(self, config: TextConfig):
@@ -60,6 +77,19 @@ class DecoderLayer(nn.Module):
     def __call__(self, x: mx.array, cache: KVCache, mask: Mask) -> mx.array:
         x = x + self.attention(self.attention_norm(x), cache, mask)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class Gathered(nn.Module):
+    """A matrix of which every rank has some rows, and afterwards all outputs."""
+
+    def __init__(self, matrix: nn.Linear, group: Group):
+        super().__init__()
+        self.own = shard_linear(matrix, "all-to-sharded", group=group)
+        self._group = group
+
+    def __call__(self, x: mx.array) -> mx.array:
+        parts = mx.distributed.all_gather(self.own(x)[None], group=self._group)  # (ranks, …, own rows)
+        return mx.moveaxis(parts, 0, -2).flatten(-2)
 
 
 class Qwen2(nn.Module):
@@ -83,6 +113,14 @@ class Qwen2(nn.Module):
     def logits(self, hidden: mx.array) -> mx.array:
         """(…, d) -> (…, vocabulary), padded rows included"""
         return self.head(hidden) if "head" in self else self.embedding.as_linear(hidden)
+
+    def shard(self, group: Group) -> None:
+        """Keep this rank's part of the weights; before they are evaluated, nothing else is ever held."""
+        for layer in self.layers:
+            layer.attention.shard(group)
+            layer.mlp.shard(group)
+        if "head" in self and self.head.weight.shape[0] % group.size() == 0:
+            self.head = Gathered(self.head, group)  # type: ignore[assignment]  # called as the other is
 
     def new_caches(self) -> list[KVCache]:
         return [KVCache() for _ in self.layers]

@@ -52,7 +52,8 @@ def bench(
         typer.Option(
             metavar="NAME,…",
             help="Other encoders before the same language model: vit-l-14@336, siglip-so400m@384, "
-            "convnext-l, convnext-xxl, fastvit, llava-onevision. Or mlx-vlm, with --model's weights.",
+            "convnext-l, convnext-xxl, fastvit, llava-onevision. Or mlx-vlm or transformers, with --model's "
+            "weights.",
         ),
     ] = None,
     plan: Annotated[
@@ -84,6 +85,7 @@ def bench(
       fastvlm-mlx bench --model 0.5b --sizes 512,1024 --markdown bench.md --plot bench.png
       fastvlm-mlx bench --random 7b --runs 3 --json bench.json --paper --roofline
       fastvlm-mlx bench --against vit-l-14@336,llava-onevision
+      fastvlm-mlx bench --model 0.5b --against transformers
       fastvlm-mlx bench --plan --ttft 200ms --memory 4GB
     """
     from ..atomic import require_writable

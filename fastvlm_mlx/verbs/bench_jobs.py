@@ -12,7 +12,10 @@ from ..amounts import seconds, size_bytes
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ..bench.measure import Case, Run, Turn
+    from ..bench.peer import Peer
     from ..bench.planning import Choice, Measured, Point
     from ..bench.report import Setting
     from ..bench.table import Table
@@ -119,12 +122,13 @@ def time(asked: Asked, paper: bool, roofline: bool, files: Files) -> None:
 
 def against(asked: Asked, names: str, files: Files) -> None:
     from ..bench import against as rivalry
-    from ..bench import fitting, peer
+    from ..bench import fitting, peer_mlx_vlm, peer_transformers
     from ..bench.machine import memory_bytes
     from ..checkpoint import DTYPES
 
-    if names == peer.NAME:
-        return against_mlx_vlm(asked, files)
+    for peer in (peer_mlx_vlm, peer_transformers):
+        if names == peer.NAME:
+            return against_peer(asked, peer, files)
     pairs = rivalry.pairs_of(rivalry.named(names), asked.sizes)
     ours = sorted({size for sizes in pairs.values() for size, _ in sizes})
     if asked.random:
@@ -159,21 +163,20 @@ def against(asked: Asked, names: str, files: Files) -> None:
     tell.print_line(told)
 
 
-def against_mlx_vlm(asked: Asked, files: Files) -> None:
+def against_peer(asked: Asked, module: ModuleType, files: Files) -> None:
     from .. import hub
     from ..bench import peer
-    from ..bench.measure import Case
 
-    peer.require()
+    peer.require(module.NAME, module.PACKAGES, module.INSTALL)
     if asked.model is None:
-        raise ConfigError(f"--against {peer.NAME} compares answers of stored weights; give --model")
+        raise ConfigError(f"--against {module.NAME} compares answers of stored weights; give --model")
     vlm, load_s, sizes = _model(asked, paper=False)
-    theirs = peer.load(hub.resolve(asked.model, asked.revision), vlm)
+    theirs: Peer = module.load(hub.resolve(asked.model, asked.revision), vlm)
     agreed = peer.agreement(vlm, theirs, sizes[0])
     turns = {
-        (who, size): (one, Case(size, 1))
+        (who, size): (one, theirs.case(size))
         for size in sizes
-        for who, one in (("ours", vlm), ("theirs", theirs))
+        for who, one in (("ours", vlm), ("theirs", theirs.timed))
     }
     measured: dict[tuple[str, int], list[Run]] = {key: [] for key in turns}
     complete = False
@@ -188,8 +191,9 @@ def against_mlx_vlm(asked: Asked, files: Files) -> None:
         ]
         told = files.write(
             _setting(asked.name, vlm, load_s, None, complete),
-            [peer.table(rows, agreed, asked.tokens - 1)],
+            [peer.table(rows, agreed, theirs, asked.tokens - 1)],
             {
+                "peer": {"name": theirs.name, "how": theirs.how, "versions": theirs.versions},
                 "agreement": asdict(agreed),
                 "against": [asdict(row) | {"ratio": row.ratio} for row in rows],
                 "runs": {

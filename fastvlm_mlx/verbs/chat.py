@@ -37,7 +37,8 @@ def chat(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Pictures for the first question: paths or http(s) addresses."
+            metavar="[IMAGE]...",
+            help="Pictures or videos for the first question: paths or http(s) addresses.",
         ),
     ] = None,
     model: Model = None,
@@ -82,11 +83,21 @@ def chat(
     if resume is not None and not resume.is_file():
         raise DataError(f"{resume}: no such file; name a conversation that /save wrote")
 
+    from PIL import Image
+
     from ..image import fetch, open_image
     from ..sampling import Options, Sampling
+    from ..video import Video, first, is_video
 
     cells = checked_grid(image_size, image_mode, grid, max_tiles)
-    pictures = [open_image(fetch(source), reference=reference) for source in images or []]
+    pictures: list[Image.Image | Video] = []
+    for source in map(fetch, images or []):
+        if is_video(source):
+            video = Video(source)
+            first(video)  # says now if it is none
+            pictures.append(video)
+        else:
+            pictures.append(open_image(source, reference=reference))
     sampling: Options = {
         "temperature": temperature,
         "top_p": top_p,

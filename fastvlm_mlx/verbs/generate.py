@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import tell
 from ..errors import ConfigError, PromptError
+from ..reading import FRAME_CHOICES, MAX_FRAMES
+from . import machines
 from .options import (
     AdapterPath,
     Dtype,
+    Fps,
+    Frames,
     GridOption,
     ImageMode,
     ImageSize,
+    MaxFrames,
     MaxTiles,
     MaxTokens,
     MinP,
@@ -32,15 +37,22 @@ from .options import (
     named,
 )
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..prompt import Clip, Prompt
+
 BACKENDS = ("mlx", "coreml")
 DEFAULT_QUESTION = "Describe the image."
+DEFAULT_VIDEO_QUESTION = "Describe the video."
 
 
 def generate(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Pictures: paths, - for standard input, or http(s) addresses."
+            metavar="[IMAGE]...",
+            help="Pictures and videos: paths, - for standard input, or http(s) addresses.",
         ),
     ] = None,
     prompt: Annotated[
@@ -64,6 +76,9 @@ def generate(
     image_mode: ImageMode = None,
     grid: GridOption = None,
     max_tiles: MaxTiles = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
+    frames: Frames = None,
     reference: Reference = False,
     dtype: Dtype = None,
     draft_model: Annotated[
@@ -75,6 +90,14 @@ def generate(
     repetitions: Annotated[
         bool,
         typer.Option("--repetitions", help="Guess what was said before: sooner where text repeats itself."),
+    ] = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Divide the language model between the processes that `mlx.launch` started on several "
+            "machines, for one that is too large for a single Mac.",
+        ),
     ] = False,
     vision_backend: Annotated[
         str,
@@ -96,7 +119,9 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr where the time went.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Answer a question about one or more pictures.
+    """Answer a question about pictures or videos.
+
+    A video is read as some of its frames, each after its time, such as [0:04].
 
     Without --model a small one that comes with the package answers: shapes, short texts, small charts.
 
@@ -106,63 +131,104 @@ def generate(
       fastvlm-mlx generate cat.jpg --model 0.5b
       fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
       fastvlm-mlx generate plan.png -m 0.5b --image-mode tiles --grid 2x2
+      fastvlm-mlx generate clip.mp4 -m 0.5b --max-frames 16 --image-size 512
       fastvlm-mlx generate cat.jpg -m 7b --draft-model 0.5b --stats
       fastvlm-mlx generate a.jpg b.jpg -m 7b -p "First <image>, then <image>: what changed?"
+      mlx.launch --hostfile hosts.json -- fastvlm-mlx generate cat.jpg -m 7b --shard
     """
-    sources = [*(images or []), *(image or [])]
-    if prompt is None and not sources:
-        raise ConfigError("nothing to do: give a picture, or a question with --prompt")
-    if prompt is not None and not prompt.strip():
-        raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
-    name = named(model)
-    if vision_backend not in BACKENDS:
-        raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
-    if temperature and (draft_model or repetitions):
-        raise ConfigError("only greedy answers can be guessed; leave --temperature out, or the guessing")
-    if vision_package is not None and vision_backend != "coreml":
-        raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
-    if sources.count("-") > 1:
-        raise ConfigError("standard input (-) holds one picture; name the others")
+    group = machines.joined() if shard else None
+    speaks = group is None or group.rank() == 0
+    clips: dict[int, Clip] = {}
+    with machines.agreed(group):
+        sources = [*(images or []), *(image or [])]
+        if prompt is None and not sources:
+            raise ConfigError("nothing to do: give a picture, or a question with --prompt")
+        if prompt is not None and not prompt.strip():
+            raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
+        name = named(model)
+        if vision_backend not in BACKENDS:
+            raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
+        if temperature and (draft_model or repetitions):
+            raise ConfigError("only greedy answers can be guessed; leave --temperature out, or the guessing")
+        if shard and draft_model:
+            raise ConfigError(
+                "--shard takes no draft model; leave one of the two out, or guess by --repetitions"
+            )
+        if vision_package is not None and vision_backend != "coreml":
+            raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
+        if sources.count("-") > 1:
+            raise ConfigError("standard input (-) holds one picture; name the others")
 
-    from ..image import fetch, open_image
-
-    cells = checked_grid(image_size, image_mode, grid, max_tiles)
-    pictures = [open_image(fetch(source), reference=reference) for source in sources]
-    if show:
+        from ..image import fetch, open_image
         from ..preview import blocks
+        from ..video import Video, first, is_video
 
-        for picture in pictures:
+        cells = checked_grid(image_size, image_mode, grid, max_tiles)
+        videos: dict[int, Video] = {}
+        pictures: list[Image] = []
+        if speaks:
+            fetched = [fetch(source) for source in sources]
+            most = MAX_FRAMES if max_frames is None else max_frames
+            way = FRAME_CHOICES[0] if frames is None else frames
+            videos = {n: Video(one, fps, most, way) for n, one in enumerate(fetched) if is_video(one)}
+            if not videos and (fps, max_frames, frames) != (None, None, None):
+                raise ConfigError(
+                    "--fps, --max-frames and --frames are of videos; give one, or leave them out"
+                )
+            pictures = [
+                first(videos[n]) if n in videos else open_image(one, reference=reference)
+                for n, one in enumerate(fetched)
+            ]
+        for picture in pictures if show else ():
             tell.say(blocks(picture))
 
-    from .. import vlm as runtime
-    from ..generate import collect
-    from ..sampling import Options, Sampling
+        from .. import vlm as runtime
+        from ..generate import collect
+        from ..sampling import Options, Sampling
 
-    sampling: Options = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    Sampling(**sampling)  # says what is wrong with them before a model is loaded
-    package = (vision_package or Path(name)) if vision_backend == "coreml" else None
-    vlm = runtime.load(name, dtype, revision=revision, adapter=adapter, vision_package=package)
-    draft = None if draft_model is None else runtime.load(draft_model, dtype)
-    question = vlm.prompt(
-        prompt or DEFAULT_QUESTION,
-        pictures,
-        system,
-        image_size=image_size,
-        image_mode=image_mode,
-        grid=cells,
-        max_tiles=max_tiles,
-        reference=reference,
-    )
-    events = vlm.stream(question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
-    answer = collect(events if as_json else tell.printed(events))
-    if as_json:
-        tell.print_line(json.dumps(tell.as_dict(answer, name), ensure_ascii=False))
-    if stats:
-        tell.say(tell.stats(answer))
+        sampling: Options = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        }
+        Sampling(**sampling)  # says what is wrong with them before a model is loaded
+        package = (vision_package or Path(name)) if vision_backend == "coreml" else None
+        vlm = runtime.load(
+            name, dtype, revision=revision, adapter=adapter, vision_package=package, group=group
+        )
+        draft = None if draft_model is None else runtime.load(draft_model, dtype)
+        for n, video in videos.items():
+            clips[n] = vlm.clip(
+                video, image_size, image_mode, grid=cells, max_tiles=max_tiles, reference=reference
+            )
+            if damaged := clips[n].damaged:
+                tell.say(f"note: {sources[n]}: {damaged} damaged packet(s) left out")
+        question: Prompt = ()
+        if speaks:
+            question = vlm.prompt(
+                prompt or (DEFAULT_VIDEO_QUESTION if videos else DEFAULT_QUESTION),
+                [clips.get(n, picture) for n, picture in enumerate(pictures)],
+                system,
+                image_size=image_size,
+                image_mode=image_mode,
+                grid=cells,
+                max_tiles=max_tiles,
+                reference=reference,
+            )
+    if group is not None:
+        from ..sharding import shared
+
+        question = shared(question, group)
+    with machines.together(group):
+        events = vlm.stream(question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
+        answer = collect(tell.printed(events) if speaks and not as_json else events)
+    if speaks and as_json:
+        told = tell.as_dict(answer, name)
+        if clips:
+            told["frames_s"] = [[round(time_s, 3) for time_s in clip.times_s] for clip in clips.values()]
+        tell.print_line(json.dumps(told, ensure_ascii=False))
+    if speaks and stats:
+        tell.say(tell.stats(answer, sum(len(clip.frames) for clip in clips.values())))

@@ -9,7 +9,7 @@ import typer
 
 from .. import hub, tell
 from ..config import STRIDE
-from ..reading import MAX_TILES, Grid, Reading, parsed_grid
+from ..reading import MAX_FRAMES, MAX_TILES, Grid, Reading, parsed_grid
 
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
 
@@ -61,6 +61,24 @@ GridOption = Annotated[
 MaxTiles = Annotated[
     int | None,
     typer.Option("--max-tiles", help=f"For tiles: the most that a picture has. Default: {MAX_TILES}."),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option("--fps", help="Of a video: take so many frames a second, and not more than --max-frames."),
+]
+MaxFrames = Annotated[
+    int | None,
+    typer.Option(
+        "--max-frames", help=f"Of a video: take at most so many, evenly spread. Default: {MAX_FRAMES}."
+    ),
+]
+Frames = Annotated[
+    str | None,
+    typer.Option(
+        "--frames",
+        metavar="even|scenes",
+        help="Of a video: scenes takes the frames with which the picture changes most. Default: even.",
+    ),
 ]
 Reference = Annotated[
     bool,

@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from checkpoints import GOLDEN
 from command import MODEL, Run
 
 from fastvlm_mlx.bench import limits, paper, untrained
@@ -15,6 +17,9 @@ from fastvlm_mlx.bench.machine import Machine, this_machine
 from fastvlm_mlx.bench.measure import Case
 from fastvlm_mlx.bench.measure import Run as Measured
 from fastvlm_mlx.bench.variants import VARIANTS
+from fastvlm_mlx.convert import swift_memory
+from fastvlm_mlx.convert.inspection import Seen
+from fastvlm_mlx.tensorfile import TensorInfo
 
 M1_MAX = CHIPS["Apple M1 Max"]
 ON_M1_MAX = Machine("Apple M1 Max", "gpu", 32, 10, 2**36, "macOS", "3.13", "0.32", "0")
@@ -95,6 +100,25 @@ def test_fewer_bits_take_less_memory_and_larger_models_more() -> None:
     assert fits["0.5b", "float16"] == "fits"
     assert fits["7b", "float16"] == "too large"
     assert len(limits.device_table(rows).rows) == 9
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_telephone_needs_what_the_check_of_an_export_says(name: str, tmp_path: Path) -> None:
+    tensors = json.loads((GOLDEN / "real" / f"tensors_{name}.json").read_text())["tensors"]
+    config = VARIANTS[name]
+    kept = {key: shape for key, shape in tensors.items() if not (config.text.tied and "lm_head" in key)}
+    stored = {key: TensorInfo(mx.float16, tuple(shape)) for key, shape in kept.items()}
+    seen = Seen(tmp_path, stored=stored, vision=config.vision, text=config.text, size=1024)
+    told = swift_memory.facts(seen)
+    [row] = [row for row in limits.on_devices() if (row.variant, row.weights) == (name, "float16")]
+    said = float(told["memory"].split()[1])
+    assert row.bytes / 1e9 == pytest.approx(said, abs=0.011)  # the check counts the unused head, and rounds
+    short = {told[device]: verdict for device, verdict in row.fits.items()}
+    assert set(short.items()) <= {
+        ("fits", "fits"),
+        ("too large without the increased-memory entitlement", "with entitlement"),
+        ("too large", "too large"),
+    }
 
 
 # --- the paper's figures ---

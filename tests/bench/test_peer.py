@@ -15,8 +15,9 @@ from command import MODEL, Run
 from refusals import assert_refused
 
 import fastvlm_mlx
-from fastvlm_mlx.bench import peer
+from fastvlm_mlx.bench import peer, peer_mlx_vlm
 from fastvlm_mlx.bench.measure import QUESTION, picture
+from fastvlm_mlx.bench.peer import Peer
 from fastvlm_mlx.errors import CheckpointError
 
 OPTIONS = ("--sizes", 64, "--runs", 2, "--tokens", 3)
@@ -40,9 +41,10 @@ def modules() -> Iterator[None]:
 @pytest.mark.usefixtures("modules")
 def test_its_modules_in_our_loop_give_the_same_logits(relative_error: Any) -> None:
     ours = fastvlm_mlx.load(MODEL, "float32")
-    theirs = peer.load(MODEL, ours)
+    theirs = peer_mlx_vlm.load(MODEL, ours)
     asked = ours.prompt(QUESTION, [picture()], image_size=128)
-    assert relative_error(theirs.logits(asked), ours.logits(asked)) <= 5e-5
+    assert isinstance(theirs.timed, fastvlm_mlx.VLM)
+    assert relative_error(theirs.timed.logits(asked), ours.logits(asked)) <= 5e-5
     assert peer.agreement(ours, theirs, 128) == peer.Agreement(peer.ANSWER, peer.ANSWER)
 
 
@@ -52,6 +54,7 @@ def test_both_are_timed_part_by_part(run: Run, tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     body = json.loads((tmp_path / "p.json").read_text())
     assert body["agreement"] == {"same": 32, "of": 32}
+    assert set(body["peer"]["versions"]) == {"mlx_lm", "mlx_vlm"}
     assert [row["part"] for row in body["against"]] == list(peer._ROWS)
     assert all(row["ratio"] > 0 for row in body["against"])
     assert {name: len(runs) for name, runs in body["runs"].items()} == {"ours 64": 2, "theirs 64": 2}
@@ -60,38 +63,52 @@ def test_both_are_timed_part_by_part(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("modules")
 def test_another_answer_is_not_timed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = peer.load
+    whole = peer_mlx_vlm.load
 
-    def broken(directory: Path, ours: fastvlm_mlx.VLM) -> fastvlm_mlx.VLM:
+    def broken(directory: Path, ours: fastvlm_mlx.VLM) -> Peer:
         theirs = whole(directory, ours)
-        weight = theirs.model["language"].language.model.norm
+        assert isinstance(theirs.timed, fastvlm_mlx.VLM)
+        weight = theirs.timed.model["language"].language.model.norm
         weight.weight = -weight.weight
         return theirs
 
-    monkeypatch.setattr(peer, "load", broken)
+    monkeypatch.setattr(peer_mlx_vlm, "load", broken)
     done = run("bench", "-m", MODEL, "--against", "mlx-vlm", *OPTIONS)
-    assert_refused(done, "differently from the first token", "export --check")
+    assert_refused(done, "mlx-vlm answers differently from the first token", "fastvlm-mlx doctor")
 
 
-def test_how_far_answers_agree_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_far_answers_agree_is_counted() -> None:
     ours = fastvlm_mlx.load(MODEL, "float32")
-    said = {id(ours): (1, 2, 3, 4)}
-    monkeypatch.setattr(peer, "_answer", lambda vlm, _: said.get(id(vlm), (1, 2, 9, 4)))
-    assert peer.agreement(ours, None, 64).same == 2  # type: ignore[arg-type]
-    monkeypatch.setattr(peer, "_answer", lambda vlm, _: said.get(id(vlm), (7, 2, 3, 4)))
-    with pytest.raises(CheckpointError, match="from the first token"):
-        peer.agreement(ours, None, 64)  # type: ignore[arg-type]
+    said = list(peer.answer(ours, ours.prompt(QUESTION, [picture()], image_size=64)))
+
+    def agreed(second: list[int]) -> int:
+        return peer.agreement(ours, Peer("a peer", "", ours, lambda prompt: second, {}), 64).same
+
+    assert agreed(said) == peer.ANSWER
+    assert agreed([*said[:2], said[2] + 1, *said[3:]]) == 2
+    with pytest.raises(CheckpointError, match="a peer answers differently from the first token"):
+        agreed([said[0] + 1, *said[1:]])
 
 
-def test_a_peer_that_is_not_installed_is_named_with_its_extra(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "found", "repair"),
+    [
+        ("mlx-vlm", "mlx_lm is not installed", r"pip install 'fastvlm-mlx\[peers\]'"),
+        ("transformers", "torch is not installed", "pip install torch transformers timm"),
+    ],
+)
+def test_a_peer_that_is_not_installed_is_named_with_its_repair(
+    name: str, found: str, repair: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    done = run("bench", "-m", MODEL, "--against", "mlx-vlm")
-    assert_refused(done, "mlx_lm is not installed", r"pip install 'fastvlm-mlx\[peers\]'")
+    assert_refused(run("bench", "-m", MODEL, "--against", name), found, repair)
 
 
-@pytest.mark.usefixtures("modules")
-def test_it_takes_stored_weights(run: Run) -> None:
-    assert_refused(run("bench", "--random", "0.5b", "--against", "mlx-vlm"), "stored weights", "--model")
-    assert_refused(run("bench", "-m", MODEL, "--against", "fastvit,mlx-vlm"), "'mlx-vlm'", "mlx-vlm alone")
+@pytest.mark.parametrize("name", ["mlx-vlm", "transformers"])
+def test_a_peer_takes_stored_weights_and_no_rivals(
+    name: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer, "require", lambda *_: None)
+    assert_refused(run("bench", "--random", "0.5b", "--against", name), "stored weights", "--model")
+    refused = run("bench", "-m", MODEL, "--against", f"fastvit,{name}")
+    assert_refused(refused, f"'{name}'", "transformers or mlx-vlm alone")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -137,7 +138,7 @@ APART = """
 [[stages]]
 name = "symbols"
 kind = "symbols"
-steps = 12
+steps = 24
 batch = 2
 questions = 2
 rate = 1e-2
@@ -168,8 +169,8 @@ def test_a_language_model_learns_from_symbols_and_a_projector_to_say_them(
     assert {name.partition(".")[0] for name in moved if not name.endswith(calibrated)} == {"projector"}
     told = losses(tmp_path / "run")
     for stage in ("symbols", "projector"):
-        first, *_, last = (loss for name, _, loss in told if name == stage)
-        assert last < 0.8 * first
+        each = [loss for name, _, loss in told if name == stage]
+        assert np.mean(each[-3:]) < 0.8 * each[0]  # questions differ, so one step says little
 
 
 def test_batch_statistics_are_learned_where_asked_for(recipe: Path, tmp_path: Path) -> None:
