@@ -20,7 +20,7 @@ import numpy.typing as npt
 from .memory import Features
 from .models.cache import KVCache
 from .models.fastvlm import FastVLM
-from .prompt import Picture
+from .prompt import Picture, Prompt, positions
 from .sampling import Sampler
 from .tokenizer import Detokenizer, Tokenizer
 
@@ -270,9 +270,10 @@ class Seen:
     projector_s: float  # of it
 
 
-def see(shown: Sequence[Picture], model: FastVLM, known: Features | None = None) -> Seen:
-    """Every picture once; those of one size in batches. With `known`, every content once."""
+def see(prompts: Sequence[Prompt], model: FastVLM, known: Features | None = None) -> Seen:
+    """Every picture of them once; those of one size in batches. With `known`, every content once."""
     began = time.perf_counter()
+    shown = [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
     first: dict[object, Picture] = {}
     for picture in shown:
         first.setdefault(picture if known is None else picture.key, picture)
@@ -300,3 +301,11 @@ def see(shown: Sequence[Picture], model: FastVLM, known: Features | None = None)
     if known is not None:
         features |= {picture: features[first[picture.key]] for picture in shown}
     return Seen(features, time.perf_counter() - began, projector_s)
+
+
+def prefilled(prompt: Prompt, seen: Seen, prefill_s: float, reused: int = 0) -> Prefilled:
+    """What reading a prompt took; that of its pictures stands with those who had any."""
+    image_tokens = sum(part.positions for part in prompt if isinstance(part, Picture))
+    vision_s, projector_s = (seen.vision_s, seen.projector_s) if image_tokens else (0.0, 0.0)
+    text_tokens = positions(prompt) - image_tokens
+    return Prefilled(vision_s, prefill_s, image_tokens, text_tokens, projector_s, reused)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import mlx.core as mx
 
-from .decoding import Batch, Event, Finished, Guesser, Prefilled, Row, Seen, Token, read, see
+from .decoding import Batch, Event, Finished, Guesser, Prefilled, Row, Seen, Token, prefilled, read, see
 from .errors import PromptError
 from .memory import Features, Prefix
 from .models.cache import KVCache
 from .models.fastvlm import FastVLM
-from .prompt import Picture, Prompt, positions
+from .prompt import Prompt, positions
 from .sampling import Sampler, Sampling
 from .tokenizer import Detokenizer, Tokenizer
 
@@ -38,17 +38,17 @@ def stream(
     and the answer as far as it came. Pictures that `features` knows are not encoded again. What a `guesser`
     proposes is checked several tokens at a time, if the answer is greedy.
     """
-    _refuse_beyond(context, [prompt])
+    refuse_beyond(context, [prompt])
     mx.reset_peak_memory()
-    room = _room(prompt, context, max_tokens)
+    room = room_for(prompt, context, max_tokens)
     reused, rest = (0, prompt) if prefix is None else prefix.resume(prompt)
     caches = model.language.new_caches() if prefix is None else prefix.caches
-    seen = see(_pictures([rest]), model, features)
+    seen = see([rest], model, features)
     batch = Batch(model, tokenizer, stop_ids)
     row = _row(tokenizer, sampling, room)
     row.guesser = guesser
     prefill_s = _begin(batch, [row], [rest], seen, caches)
-    yield replace(_prefilled(rest, seen, prefill_s), reused_tokens=reused)
+    yield prefilled(rest, seen, prefill_s, reused)
     for _, event in _decoded(batch, [row]):
         if prefix is not None and isinstance(event, Token):
             prefix.said(event.id)
@@ -96,9 +96,9 @@ def streams(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
 ) -> Iterator[tuple[int, Event]]:
     """What happens to which of several prompts. They are read side by side if equally long."""
-    _refuse_beyond(context, prompts)
+    refuse_beyond(context, prompts)
     mx.reset_peak_memory()
-    seen = see(_pictures(prompts), model)
+    seen = see(prompts, model)
     alike: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         alike.setdefault(positions(prompt), []).append(index)
@@ -106,11 +106,11 @@ def streams(
     index_of: dict[Row, int] = {}
     for indices in alike.values():
         group = [prompts[index] for index in indices]
-        rows = [_row(tokenizer, sampling, _room(prompt, context, max_tokens)) for prompt in group]
+        rows = [_row(tokenizer, sampling, room_for(prompt, context, max_tokens)) for prompt in group]
         index_of |= zip(rows, indices, strict=True)
         prefill_s = _begin(batch, rows, group, seen, model.language.new_caches())
         for index, prompt in zip(indices, group, strict=True):
-            yield index, _prefilled(prompt, seen, prefill_s)
+            yield index, prefilled(prompt, seen, prefill_s)
     for row, event in _decoded(batch, list(index_of)):
         yield index_of[row], event
 
@@ -129,12 +129,6 @@ def _begin(
     return time.perf_counter() - began
 
 
-def _prefilled(prompt: Prompt, seen: Seen, prefill_s: float) -> Prefilled:
-    image_tokens = sum(picture.positions for picture in _pictures([prompt]))
-    text_tokens = positions(prompt) - image_tokens
-    return Prefilled(seen.vision_s, prefill_s, image_tokens, text_tokens, seen.projector_s)
-
-
 def _decoded(batch: Batch, rows: Sequence[Row]) -> Iterator[tuple[Row, Token | Finished]]:
     for row in rows:
         if not row.room:
@@ -143,11 +137,8 @@ def _decoded(batch: Batch, rows: Sequence[Row]) -> Iterator[tuple[Row, Token | F
         yield from told
 
 
-def _pictures(prompts: Sequence[Prompt]) -> list[Picture]:
-    return [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
-
-
-def _refuse_beyond(context: int, prompts: Sequence[Prompt]) -> None:
+def refuse_beyond(context: int, prompts: Sequence[Prompt]) -> None:
+    """A prompt that the model cannot read whole is not cut: it would be another question."""
     asked = max(map(positions, prompts), default=0)
     if asked > context:
         raise PromptError(
@@ -156,7 +147,8 @@ def _refuse_beyond(context: int, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def _room(prompt: Prompt, context: int, max_tokens: int) -> int:
+def room_for(prompt: Prompt, context: int, max_tokens: int) -> int:
+    """Tokens that an answer may have."""
     return min(max_tokens, context - positions(prompt) + 1)  # the last token is said, not read back
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from .decoding import read, see
 from .models.fastvlm import FastVLM
-from .prompt import Picture, Prompt, Text
+from .prompt import Prompt, Text
 
 _AHEAD = 10  # tokens that a repetition is followed for
 _DRAFTED = 4  # tokens that a draft is made of
@@ -53,8 +53,7 @@ class Draft:
 
     def guess(self, said: Sequence[int], most: int) -> Sequence[int]:
         if not self._caches[0].offset:
-            pictures = [part for part in self._prompt if isinstance(part, Picture)]
-            seen = see(pictures, self._model).features
+            seen = see([self._prompt], self._model).features
             read(self._model, self._model.embed(self._prompt, seen), self._caches)
         pairs = enumerate(zip(self._held, said[:-1], strict=False))  # the last is read in any case
         same = next((n for n, (a, b) in pairs if a != b), min(len(self._held), len(said) - 1))

@@ -115,7 +115,7 @@ def _bytes(path: Path, start: int, length: int) -> bytes:
             file.seek(start)
             data = file.read(length)
     except OSError as error:
-        raise ImageError(f"cannot read {path} ({error.strerror})") from None
+        raise ImageError(f"cannot read {path} ({error.strerror}); check the file") from None
     if len(data) < length:
         raise ImageError(f"{path} is cut short; copy or download it again")
     return data
@@ -125,7 +125,8 @@ def _bytes(path: Path, start: int, length: int) -> bytes:
 def _column(path: Path, column: str, group: int) -> list[bytes | None]:
     try:
         table = parquet().ParquetFile(path).read_row_group(group, columns=[column])
-    except (OSError, ValueError, NotImplementedError, KeyError) as error:  # as which pyarrow raises
-        raise ImageError(f"cannot read {path} ({' '.join(str(error).split())})") from None
+    except (OSError, ValueError, NotImplementedError, KeyError) as error:  # bases of what pyarrow raises
+        reason = " ".join(str(error).split())
+        raise ImageError(f"cannot read {path} ({reason}); copy or download it again") from None
     values = table.column(0).to_pylist()
     return [value["bytes"] if isinstance(value, dict) else value for value in values]

@@ -33,7 +33,7 @@ class KVCache:
 
     @property
     def position(self) -> int | mx.array:
-        """Where what comes next stands, in every row or in each."""
+        """Where what comes next stands, in every row or in each; in all layers alike."""
         return mx.array([self.offset - empty for empty in self._empty]) if self._empty else self.offset
 
     def mask(self, length: int) -> mx.array | Literal["causal"] | None:

@@ -29,11 +29,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
         self._rope_theta = config.rope_theta
 
-    def __call__(self, x: mx.array, cache: KVCache, mask: Mask) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache, position: int | mx.array, mask: Mask) -> mx.array:
         batch, length, _ = x.shape
         heads = self.qkv(x).reshape(batch, length, -1, self._head_dim).swapaxes(1, 2)
         q, k, v = mx.split(heads, (self._heads, self._heads + self._kv_heads), axis=1)
-        position = cache.position
         q, k = self._rotated(q, position), self._rotated(k, position)
         k, v = cache.extend(k, v)
         x = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._head_dim**-0.5, mask=mask)
@@ -74,8 +73,8 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, cache: KVCache, mask: Mask) -> mx.array:
-        x = x + self.attention(self.attention_norm(x), cache, mask)
+    def __call__(self, x: mx.array, cache: KVCache, position: int | mx.array, mask: Mask) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), cache, position, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -105,9 +104,9 @@ class Qwen2(nn.Module):
 
     def __call__(self, rows: mx.array, caches: Sequence[KVCache]) -> mx.array:
         """(B, L, d) -> (B, L, d)"""
-        mask = caches[0].mask(rows.shape[1])
+        position, mask = caches[0].position, caches[0].mask(rows.shape[1])  # of all layers alike
         for layer, cache in zip(self.layers, caches, strict=True):
-            rows = layer(rows, cache, mask)
+            rows = layer(rows, cache, position, mask)
         return self.norm(rows)
 
     def logits(self, hidden: mx.array) -> mx.array:

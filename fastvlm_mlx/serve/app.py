@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,15 +23,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..decoding import Event, Finished, Prefilled, Token
-from ..errors import FastVLMError
-from ..prompt import assemble, positions
+from ..decoding import Event, Finished, Token
+from ..errors import FastVLMError, PromptError
+from ..generate import refuse_beyond
+from ..prompt import assemble
 from ..vlm import VLM
 from . import pictures, reply, wire
+from .course import Course, Streamed, unless_gone
 from .engine import Closing, Engine, Failed, Question
 from .metrics import Metrics
 from .shape import Shapes
@@ -93,50 +95,6 @@ def application(settings: Settings, vlm: VLM, engine: Engine) -> Starlette:
     return Starlette(routes=routes, middleware=around, exception_handlers=handlers)
 
 
-@dataclass(slots=True)
-class _Course:
-    """How far an answer has come."""
-
-    arrived: float
-    stops: reply.Stops
-    prefilled: Prefilled | None = None
-    tokens: int = 0
-    first_s: float = 0.0
-    decode_s: float = 0.0
-    reason: reply.Reason | None = None
-
-    def follow(self, event: Event) -> str:
-        """What to show of it."""
-        match event:
-            case Prefilled():
-                self.prefilled = event
-                return ""
-            case Token():
-                since_s = time.perf_counter() - self.arrived
-                if not self.tokens:
-                    self.first_s = since_s
-                self.tokens, self.decode_s = self.tokens + 1, since_s - self.first_s
-            case Finished():
-                self.reason = event.reason
-        shown = self.stops.add(event.text)
-        if self.stops.met:
-            self.reason = "stop"
-        return shown + self.stops.finish() if self.reason else shown
-
-    @property
-    def tokens_per_s(self) -> float:
-        return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s > 0 else 0.0
-
-    def usage(self) -> reply.Usage:
-        assert self.prefilled
-        return reply.Usage(self.prefilled.tokens, self.tokens, self.prefilled.reused_tokens)
-
-    def timings(self) -> reply.Timings:
-        assert self.prefilled
-        of = self.prefilled
-        return reply.Timings(self.first_s, of.vision_s, of.prefill_s, self.tokens_per_s, of.image_tokens)
-
-
 class _Service:
     def __init__(self, settings: Settings, vlm: VLM, engine: Engine) -> None:
         self._settings, self._vlm, self._engine = settings, vlm, engine
@@ -182,16 +140,16 @@ class _Service:
             asked = wire.parse(await self._body(request))
             self._check_model(asked.model)
             question = await to_thread.run_sync(self._question, asked, limiter=self._decoding)
-            course = _Course(arrived, reply.Stops(asked.stop))
+            course = Course(arrived, reply.Stops(asked.stop))
             head = reply.Head(
                 f"chatcmpl-{uuid.uuid4().hex}", self._settings.name, int(time.time()), asked.include_usage
             )
             events = self._events(question)
             if not asked.stream:
-                return JSONResponse(await _unless_gone(request, self._whole(asked, head, course, events)))
-            course.follow(await _unless_gone(request, anext(events)))  # what fails at once has its status
+                return JSONResponse(await unless_gone(request, self._whole(asked, head, course, events)))
+            course.follow(await unless_gone(request, anext(events)))  # what fails at once has its status
             streaming = True
-            return _Streamed(self._chunks(asked, head, course, events), lambda: self._leave(arrived))
+            return Streamed(self._chunks(asked, head, course, events), lambda: self._leave(arrived))
         finally:
             if not streaming:
                 self._leave(arrived)
@@ -199,7 +157,7 @@ class _Service:
     # --- answers
 
     async def _whole(
-        self, asked: wire.Asked, head: reply.Head, course: _Course, events: AsyncGenerator[Event]
+        self, asked: wire.Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
     ) -> dict[str, Any]:
         text: list[str] = []
         said: list[reply.Said] = []
@@ -215,7 +173,7 @@ class _Service:
         return head.completion("".join(text), course.reason, course.usage(), course.timings(), logprobs)
 
     async def _chunks(
-        self, asked: wire.Asked, head: reply.Head, course: _Course, events: AsyncGenerator[Event]
+        self, asked: wire.Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
     ) -> AsyncGenerator[bytes]:
         yield reply.sse(head.opening())
         try:
@@ -281,14 +239,16 @@ class _Service:
                         found = f"the request has more than {most} bytes; send smaller pictures"
                         raise wire.Refused(found, 413)
         except TimeoutError:
-            raise wire.Refused(f"the request did not arrive within {_BODY_S} s", 408) from None
+            raise wire.Refused(
+                f"the request did not arrive within {_BODY_S} s; send smaller pictures", 408
+            ) from None
         return bytes(body)
 
     def _question(self, asked: wire.Asked) -> Question:
         """Pictures are fetched, decoded and prepared: seconds of work, away from the event loop."""
         text, links = wire.chatml(asked.messages)
         if len(links) > _MOST_PICTURES:
-            found = f"{len(links)} pictures in one request; at most {_MOST_PICTURES}"
+            found = f"{len(links)} pictures in one request; at most {_MOST_PICTURES}; send fewer"
             raise wire.Refused(found, param="messages", code="too_many_images")
         shown = [
             self._vlm.picture(pictures.open_link(link, self._settings.limits), asked.image_size)
@@ -297,10 +257,10 @@ class _Service:
         prompt = assemble(text, shown, self._vlm.tokenizer.encode)
         for picture in shown:
             _ = picture.key  # worked out here, not in the model's thread
-        taken, context = positions(prompt), self._vlm.config.text.context
-        if taken > context:
-            found = f"the messages take {taken} tokens and the model reads {context}; shorten them"
-            raise wire.Refused(found, param="messages", code="context_length_exceeded")
+        try:
+            refuse_beyond(self._vlm.config.text.context, [prompt])
+        except PromptError as error:
+            raise wire.Refused(str(error), param="messages", code="context_length_exceeded") from None
         form = asked.form
         shape = None if form is None else self._shapes().begin(form)
         most = self._settings.max_tokens if asked.max_tokens is None else asked.max_tokens
@@ -343,7 +303,7 @@ class _Service:
         self._inside -= 1
         self._usual_s += (time.perf_counter() - arrived - self._usual_s) / 16
 
-    def _count(self, course: _Course) -> None:
+    def _count(self, course: Course) -> None:
         self._metrics.answer_tokens.inc(course.tokens)
         if course.tokens:
             self._metrics.first_token.observe(course.first_s)
@@ -355,41 +315,6 @@ class _Busy(wire.Refused):
     def __init__(self, retry_s: int) -> None:
         super().__init__(f"too many are waiting already; ask again in {retry_s} s", 429, code="queue_full")
         self.retry_s = retry_s
-
-
-class _Streamed(StreamingResponse):
-    """Server-sent events. However it ends, also unread, what is behind it is let go."""
-
-    def __init__(self, events: AsyncGenerator[bytes], leave: Callable[[], None]) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._events, self._leave = events, leave
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._leave()
-            await self._events.aclose()
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Its result, unless the client hangs up before."""
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -16,10 +16,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..decoding import Batch, Event, Finished, Form, Prefilled, Row, Token, read, see
+import numpy as np
+import numpy.typing as npt
+
+from ..decoding import Batch, Event, Finished, Form, Row, Token, prefilled, read, see
 from ..errors import FastVLMError, PromptError
+from ..generate import refuse_beyond, room_for
 from ..memory import FEATURE_BYTES, PREFIX_BYTES, Features, Prefix, Prefixes, rows
-from ..prompt import Picture, Prompt, positions
+from ..prompt import Prompt, positions
 from ..sampling import Sampler, Sampling
 from ..tokenizer import Detokenizer
 from ..vlm import VLM
@@ -41,7 +45,7 @@ class Failed:
 @dataclass(frozen=True, slots=True)
 class Question:
     prompt: Prompt
-    max_tokens: int | None = None  # None: as many as the context has room for
+    max_tokens: int = 512
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     likeliest: int | None = None  # of how many ids to tell the logprobs with each token
     form: Form | None = None  # what the answer must look like; of this answer alone
@@ -62,6 +66,32 @@ class Ticket:
         if not self.ended:
             self.ended = True
             self.tell(event)
+
+
+class _Kept:
+    """A form that fails, as a schema can on the way, fails its own answer alone."""
+
+    def __init__(self, form: Form, ticket: Ticket, vocabulary: int) -> None:
+        self._form, self._ticket, self._vocabulary = form, ticket, vocabulary
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        if not self._ticket.ended:
+            try:
+                return self._form.allowed()
+            except FastVLMError as error:
+                self._fail(error)
+        return np.ones(self._vocabulary, np.bool_)
+
+    def said(self, token: int) -> None:
+        if not self._ticket.ended:
+            try:
+                self._form.said(token)
+            except FastVLMError as error:
+                self._fail(error)
+
+    def _fail(self, error: FastVLMError) -> None:
+        self._ticket.end(Failed(error))
+        self._ticket.cancelled = True
 
 
 class Engine:
@@ -155,48 +185,42 @@ class Engine:
         """Who is next, as far as there are places and as they can be begun in a short time."""
         taken: list[Ticket] = []
         asked = 0
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
         while self._waiting and len(self._answering) + len(taken) < self.places and asked < _AT_ONCE:
-            ticket = self._waiting.popleft()
-            if not ticket.cancelled:
-                taken.append(ticket)
-                asked += positions(ticket.question.prompt)
+            taken.append(self._waiting.popleft())
+            asked += positions(taken[-1].question.prompt)
         return taken
 
     def _begin(self, vlm: VLM, tickets: Sequence[Ticket]) -> None:
+        context, size = vlm.config.text.context, vlm.tokenizer.size
         begun: list[tuple[Ticket, Prefix, int, Prompt]] = []
         for ticket in tickets:
             prompt = ticket.question.prompt
-            if (taken := positions(prompt)) > vlm.config.text.context:
-                most = vlm.config.text.context
-                refused = PromptError(f"the prompt takes {taken} positions and the model reads {most}")
-                ticket.end(Failed(refused))
+            try:
+                refuse_beyond(context, [prompt])
+            except PromptError as error:
+                ticket.end(Failed(error))
                 continue
             prefix = self.prefixes.begun(prompt, vlm.model.language.new_caches)
             begun.append((ticket, prefix, *prefix.resume(prompt)))
-        shown = [part for *_, rest in begun for part in rest if isinstance(part, Picture)]
-        seen = see(shown, vlm.model, self.features)
+        seen = see([rest for *_, rest in begun], vlm.model, self.features)
         for ticket, prefix, reused, rest in begun:
-            question, size = ticket.question, vlm.tokenizer.size
-            room = vlm.config.text.context - positions(question.prompt) + 1
+            question = ticket.question
             row = Row(
                 Sampler(question.sampling, size),
                 Detokenizer(vlm.tokenizer),
-                room if question.max_tokens is None else min(room, question.max_tokens),
+                room_for(question.prompt, context, question.max_tokens),
                 question.likeliest,
-                question.form,
+                question.form and _Kept(question.form, ticket, size),
             )
             began = time.perf_counter()
             hidden = read(vlm.model, vlm.model.embed(rest, seen.features), prefix.caches, self._step)
             self.prefixes.put(prefix.fork(len(prefix)))
             self._batch.add([row], prefix.caches, hidden)
             self._answering[row] = ticket
-            prefill_s = time.perf_counter() - began
-            image_tokens = sum(part.positions for part in rest if isinstance(part, Picture))
-            text_tokens = positions(rest) - image_tokens
             self.reused_tokens += reused
-            self.read_tokens += image_tokens + text_tokens
-            vision_s, projector_s = (seen.vision_s, seen.projector_s) if image_tokens else (0.0, 0.0)
-            ticket.tell(Prefilled(vision_s, prefill_s, image_tokens, text_tokens, projector_s, reused))
+            self.read_tokens += positions(rest)
+            ticket.tell(prefilled(rest, seen, time.perf_counter() - began, reused))
             if not row.room:
                 self._leave(row, self._batch.finish(row, "length"))
 
@@ -208,6 +232,8 @@ class Engine:
                 del self._answering[row]
         for row, event in self._batch.step():
             ticket = self._answering[row]
+            if ticket.ended:
+                continue
             if isinstance(event, Token):
                 ticket.said.append(event.id)
                 ticket.tell(event)

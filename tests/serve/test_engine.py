@@ -18,6 +18,7 @@ from fastvlm_mlx.serve.engine import Engine, Failed, Question, Ticket
 
 Vlm = Callable[[str], VLM]
 WAIT_S = 60
+LONG = 10**6  # until the context ends
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Told:
         return tuple(event.id for event in self if isinstance(event, Token))
 
 
-def ask(engine: Engine, prompt: Prompt, max_tokens: int | None = 12, **options: object) -> Told:
+def ask(engine: Engine, prompt: Prompt, max_tokens: int = 12, **options: object) -> Told:
     told = Told()
     question = Question(prompt, max_tokens, **options)  # type: ignore[arg-type]
     told.ticket = engine.ask(question, told.events.put)
@@ -113,7 +114,7 @@ def test_who_leaves_frees_the_place(vlm: VLM) -> None:
     engine = Engine(lambda: vlm, places=1)
     engine.start()
     try:
-        long = ask(engine, vlm.prompt("Hello"), None)
+        long = ask(engine, vlm.prompt("Hello"), LONG)
         assert isinstance(long.events.get(timeout=WAIT_S), Prefilled)
         waiting = ask(engine, vlm.prompt("What is this?"))
         gone = ask(engine, vlm.prompt("Never mind"))
@@ -130,7 +131,7 @@ def test_who_leaves_frees_the_place(vlm: VLM) -> None:
 
 def test_two_hundred_who_leave_in_the_middle(vlm: VLM, engine: Engine) -> None:
     prompt = vlm.prompt("Hello")
-    asked = [ask(engine, prompt, None) for _ in range(200)]
+    asked = [ask(engine, prompt, LONG) for _ in range(200)]
     for number, told in enumerate(asked):
         for _ in range(number % 5):
             told.events.get(timeout=WAIT_S)
@@ -152,7 +153,7 @@ def test_a_prompt_beyond_the_context_fails_alone(vlm: VLM, engine: Engine) -> No
 def test_after_a_failure_the_next_is_answered(
     vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = ask(engine, vlm.prompt("Hello"), None)
+    running = ask(engine, vlm.prompt("Hello"), LONG)
     assert isinstance(running.events.get(timeout=WAIT_S), Prefilled)
     with monkeypatch.context() as patch:
         patch.setattr(Qwen2, "__call__", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
@@ -211,6 +212,41 @@ def test_a_form_is_kept_among_answers_that_have_none(vlm: VLM, engine: Engine) -
     assert formed.ids() == tuple(wanted)
     expected = vlm.generate("Hello", max_tokens=6).ids
     assert [told.ids() for told in free] == [expected[: 4 + n] for n in range(3)]
+
+
+class Failing(Only):
+    """Finds out after some tokens that it cannot go on."""
+
+    def said(self, token: int) -> None:
+        super().said(token)
+        if len(self._ids) == 1:
+            raise PromptError("the schema has grown too large")
+
+
+def test_a_form_that_fails_fails_alone(vlm: VLM, engine: Engine) -> None:
+    expected = vlm.generate("Hello", max_tokens=30).ids
+    well = [ask(engine, vlm.prompt("Hello"), 30) for _ in range(3)]
+    failing = ask(engine, vlm.prompt("Hello"), 30, form=Failing(vlm.tokenizer.size, [5, 9, 7]))
+    *_, last = failing
+    assert isinstance(last, Failed)
+    assert [told.ids() for told in well] == [expected] * 3
+
+
+def test_those_who_left_before_their_turn_are_not_kept(vlm: VLM) -> None:
+    engine = Engine(lambda: vlm, places=1)
+    engine.start()
+    try:
+        long = ask(engine, vlm.prompt("Hello"), LONG)
+        for _ in range(50):
+            told = ask(engine, vlm.prompt("Never mind"))
+            assert told.ticket
+            told.ticket.cancelled = True
+        for _ in range(10):
+            long.events.get(timeout=WAIT_S)  # the place is taken all the while
+        assert engine.waiting == 0
+        assert engine.answering == 1
+    finally:
+        engine.close()
 
 
 def test_a_model_that_cannot_be_loaded_says_so_at_once() -> None:
