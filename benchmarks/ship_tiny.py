@@ -3,7 +3,8 @@
     python benchmarks/ship_tiny.py runs/tiny --scenes 2000
 
 Writes fastvlm_mlx/assets/tiny (float16) and tiny-4bit, with the table in tiny/MODEL_CARD.md. Every form
-answers the same questions: as trained (every branch apart), fused, and stored with fewer bits.
+answers the same questions: as trained (every branch apart), fused, stored with fewer bits, exported for Swift
+and read back; and float16 about other pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import fastvlm_mlx  # isort: skip  - prefers OpenBLAS before mlx loads
@@ -21,7 +23,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from fastvlm_mlx import checkpoint
-from fastvlm_mlx.convert import layouts, quantize
+from fastvlm_mlx.convert import export_swift, layouts, quantize
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
@@ -34,14 +36,15 @@ from fastvlm_mlx.vlm import VLM, load
 ASSETS = Path(fastvlm_mlx.__file__).parent / "assets"
 SEED, QUESTIONS = 2026, 3
 Bits = quantize.Recipe | None
+TRAINED, FUSED, HALF, SWIFT, BLIND = "as trained", "fused float32", "float16", "swift export", "blind"
 FORMS: tuple[tuple[str, mx.Dtype, Bits], ...] = (
-    ("fused float32", mx.float32, None),
-    ("float16", mx.float16, None),
+    (FUSED, mx.float32, None),
+    (HALF, mx.float16, None),
     ("8 bit", mx.float16, quantize.uniform(8)),
     ("4 bit", mx.float16, quantize.uniform(4)),
     ("4 bit, vision too", mx.float16, quantize.uniform(4).with_pictures()),
 )
-SHIPPED = {"float16": "tiny", "4 bit": "tiny-4bit"}
+SHIPPED = {HALF: "tiny", "4 bit": "tiny-4bit"}
 GROUP = 64
 GOALS = {
     "yesno": 97,
@@ -73,7 +76,18 @@ def as_trained(folder: Path) -> VLM:
     return vlm
 
 
-def measure(name: str, vlm: VLM, data: datasets.DataSet, kept: Path) -> reports.Report:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    report: reports.Report
+    said: dict[int, str]
+
+    def otherwise(self, other: Measured) -> int:
+        """How many questions the two answer differently."""
+        return sum(other.said[line] != text for line, text in self.said.items())
+
+
+def measure(name: str, vlm: VLM, data: datasets.DataSet, kept: Path) -> Measured:
+    blind = name == BLIND
     settings = Settings(
         model=name,
         dtype=str(vlm.dtype).rpartition(".")[2],
@@ -84,23 +98,46 @@ def measure(name: str, vlm: VLM, data: datasets.DataSet, kept: Path) -> reports.
         image_size=vlm.config.image.size,
         max_tokens=96,
         prompt_suffix="",
-        blind=False,
+        blind=blind,
+        image_mode=vlm.config.image.mode,
     )
-    with Predictions(kept, settings) as predictions:
-        ask(vlm, data, settings, predictions, batch=32)
-        return reports.summed_up(settings, data.rows, predictions.said)
+    with Predictions(kept / f"{name.replace(' ', '-').replace(',', '')}.jsonl", settings) as predictions:
+        ask(vlm, datasets.blinded(data) if blind else data, settings, predictions, batch=32)
+        report = reports.summed_up(settings, data.rows, predictions.said)
+        print(reports.as_text(report), flush=True)
+        return Measured(report, dict(predictions.said))
 
 
-def table(found: dict[str, reports.Report]) -> str:
-    names = list(found)
-    categories = {name: score.rows for name, score in next(iter(found.values())).categories.items()}
-    lines = ["| | questions | goal | " + " | ".join(names) + " |", "|---|--:|--:|" + "--:|" * len(names)]
-    for category, rows in categories.items():
-        cells = [f"{100 * found[name].categories[category].score:.1f}" for name in names]
-        lines.append(f"| {category} | {rows} | {GOALS.get(category, '')} | " + " | ".join(cells) + " |")
-    overall = [f"{100 * found[name].overall.score:.1f}" for name in names]
-    total = next(iter(found.values())).overall.rows
-    lines.append(f"| all | {total} | | " + " | ".join(overall) + " |")
+def forms(run: Path, work: Path) -> Iterator[tuple[str, Callable[[], VLM]]]:
+    """Every form by name, made and loaded when it is called for."""
+    trained = run / "model"
+    yield TRAINED, lambda: as_trained(trained)
+    for name, dtype, bits in FORMS:
+        folder = work / name.replace(" ", "-").replace(",", "")
+
+        def made(folder: Path = folder, dtype: mx.Dtype = dtype, bits: Bits = bits) -> VLM:
+            convert(trained, folder, recipe=bits, group_size=GROUP, dtype=dtype, overwrite=True)
+            return load(folder)
+
+        yield name, made
+    half, swift = work / HALF, work / "swift"
+
+    def exported() -> VLM:
+        convert(trained, half, group_size=GROUP, dtype=mx.float16, overwrite=True)
+        export_swift.export(half, swift, overwrite=True)
+        return load(swift)
+
+    yield SWIFT, exported
+    yield BLIND, lambda: load(half)
+
+
+def table(found: dict[str, Measured]) -> str:
+    goals = {**GOALS, reports.ALL: ""}
+    scores = {name: {**one.report.categories, reports.ALL: one.report.overall} for name, one in found.items()}
+    lines = ["| | questions | goal | " + " | ".join(found) + " |", "|---|--:|--:|" + "--:|" * len(found)]
+    for category, score in next(iter(scores.values())).items():
+        cells = (f"{100 * own[category].score:.1f}" for own in scores.values())
+        lines.append(f"| {category} | {score.rows:,} | {goals.get(category, '')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -111,31 +148,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="the folder of a finished `fastvlm-mlx train tiny`")
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--work", type=Path, help="keep pictures and answers here, and go on from them")
-    parser.add_argument("--only", nargs="*", help="these forms alone; the card is left as it is")
+    parser.add_argument("--only", nargs="*", help="these forms alone, and nothing shipped")
+    parser.add_argument("--note", default="", help="a remark for the card on how the run went")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         if not (work / "held-out").exists():
             album.write(work / "held-out", options.scenes, SEED, "test", QUESTIONS)
         data = datasets.located(datasets.read(work / "held-out" / "data.jsonl", None))
-        trained = options.run / "model"
-        found: dict[str, reports.Report] = {}
-        for name, dtype, bits in FORMS:
-            if options.only and name not in options.only:
-                continue
-            folder = work / name.replace(" ", "-").replace(",", "")
-            convert(trained, folder, recipe=bits, group_size=GROUP, dtype=dtype, overwrite=True)
-            found[name] = measure(name, load(folder), data, work / f"{folder.name}.jsonl")
-            print(reports.as_text(found[name]), flush=True)
-            if name in SHIPPED:
-                ship(folder, ASSETS / SHIPPED[name])
-        if not options.only:
-            found = {
-                "as trained": measure("as trained", as_trained(trained), data, work / "trained.jsonl"),
-                **found,
-            }
-            print(table(found))
-            card(options.run, found)
+        found = {
+            name: measure(name, make(), data, work)
+            for name, make in forms(options.run, work)
+            if not options.only or name in options.only
+        }
+        if options.only:
+            return
+        for name, destination in SHIPPED.items():
+            ship(work / name.replace(" ", "-"), ASSETS / destination)
+        card(options.run, found, options.note)
 
 
 def ship(folder: Path, destination: Path) -> None:
@@ -144,7 +174,7 @@ def ship(folder: Path, destination: Path) -> None:
     (destination / "README.md").unlink()  # its table stands in MODEL_CARD.md
 
 
-def card(run: Path, found: dict[str, reports.Report]) -> None:
+def card(run: Path, found: dict[str, Measured], note: str) -> None:
     recipe = recipes.find("tiny")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     stages = []
@@ -167,7 +197,11 @@ def card(run: Path, found: dict[str, reports.Report]) -> None:
         stages="\n".join(stages),
         machine=f"{platform.system()} {platform.machine()}, {processors()}, MLX {mx.__version__}",
         scenes=SEED,
+        note=f"\n{note}\n" if note else "",
         table=table(found),
+        fused=found[TRAINED].otherwise(found[FUSED]),
+        swift=found[HALF].otherwise(found[SWIFT]),
+        count=f"{found[HALF].report.overall.rows:,}",
         **{f"{name.replace('-', '_')}_mb": f"{size / 1e6:.1f}" for name, size in sizes.items()},
     )
     (ASSETS / "tiny" / "MODEL_CARD.md").write_text(text, encoding="utf-8")
@@ -191,7 +225,7 @@ of generated pictures alone, under the package's licence (MIT); nothing of Apple
 - trained by `fastvlm_mlx/train/recipes/tiny.toml` with seed {seed}, on {machine}:
 
 {stages}
-
+{note}
 ## Measured
 
 `fastvlm-mlx scenes held-out` draws the pictures (seed {scenes}, split `test`: shape and colour combinations,
@@ -200,8 +234,10 @@ per cent; describing is right only if every object and word is, in reading order
 
 {table}
 
-"as trained" keeps every branch and BatchNorm apart; the others are what `fastvlm-mlx convert` makes of it.
-`python benchmarks/ship_tiny.py` makes folders and table.
+"as trained" keeps every branch and BatchNorm apart; the others are what `fastvlm-mlx convert` makes of it,
+and what `export --target swift` makes of float16, read back; "blind" is float16 asked about other pictures.
+Of {count} answers, the fused form gives {fused} otherwise than the trained one, the export {swift} otherwise
+than float16. `python benchmarks/ship_tiny.py` makes folders and table.
 """
 
 

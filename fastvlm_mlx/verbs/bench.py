@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .. import hub, tell
 from ..errors import ConfigError
 from . import bench_jobs as jobs
 from .options import MODEL_VARIABLE, Dtype, GridOption, ImageMode, MaxTiles, Revision, checked_grid
@@ -19,7 +20,8 @@ def bench(
         typer.Option(
             "--model",
             "-m",
-            help=f"A directory or hub id. Default: --random, else {MODEL_VARIABLE}, else --random 0.5b.",
+            help=f"A directory or hub id. Default: --random, else {MODEL_VARIABLE}, else the built-in one; "
+            "with --paper, --roofline and --against, --random 0.5b.",
         ),
     ] = None,
     random: Annotated[
@@ -119,7 +121,11 @@ def bench(
 
         drawing.require(plot)
     if random is None and model is None and not plan:
-        random = "0.5b"
+        if against or paper or roofline:
+            random = "0.5b"
+        else:
+            tell.say("timing the built-in model; --random 0.5b times FastVLM-0.5B's sizes without a download")
+            model = hub.DEFAULT
     asked = jobs.Asked(
         model, random, listed, batch, runs, tokens, cold, dtype, revision, image_mode, cells, max_tiles
     )
