@@ -3,10 +3,7 @@
 A row is the chip's largest GPU. Teraflops are Apple's where Apple published them, else from one of two
 tables: Hugging Face's (huggingface.co/hardware) or HMC's (hmc-tech.com/gpu), or worked out as cores × 128
 lanes × 2 × clock with the clock that AppleGPUInfo (github.com/philipturner/applegpuinfo) or HMC gives; the
-highest where they differ, so that a lower bound stays one. Half precision runs at the rate of single on these
-GPUs. Bandwidth is Apple's figure, as the press reported it; for telephones there is none.
-Not covered: the Neural Engine, which MLX does not use; A18 Pro and M3 Ultra, for which no source was found.
-"""
+highest where they differ, so that a lower bound stays one. Half precision runs at the rate of single XX"""
 
 from __future__ import annotations
 
@@ -38,6 +35,7 @@ _CLOCKS = "AppleGPUInfo"
 _ROWS = (
     _clocked("Apple A17 Pro", 6, 1.398, "HMC", None),
     _clocked("Apple A18", 5, 1.45, "HMC", None),
+    _clocked("Apple A18 Pro", 6, 1.45, "the A18's, HMC", None),
     Chip("Apple M1", 8, 2.6, "Apple", 68.25),
     Chip("Apple M1 Pro", 16, 5.2, "Apple", 200),
     Chip("Apple M1 Max", 32, 10.4, "Apple", 400),
@@ -49,6 +47,7 @@ _ROWS = (
     Chip("Apple M3", 10, 4.1, _HUB, 100),
     Chip("Apple M3 Pro", 18, 7.4, _HUB, 150),
     _clocked("Apple M3 Max", 40, 1.398, _CLOCKS, 400),
+    _clocked("Apple M3 Ultra", 80, 1.398, "the M3 Max's", 819),
     Chip("Apple M4", 10, 4.6, _HUB, 120),
     Chip("Apple M4 Pro", 20, 9.2, _HUB, 273),
     Chip("Apple M4 Max", 40, 18.4, _HUB, 546),
