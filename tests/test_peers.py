@@ -17,7 +17,7 @@ import pytest
 from checkpoints import LAYOUT_OF, PACKINGS, Config, Weights, golden, stored
 from mlx.utils import tree_flatten
 
-from fastvlm_mlx import VLM, Text, load
+from fastvlm_mlx import VLM, Text, hub, load
 from fastvlm_mlx.config import TextConfig
 from fastvlm_mlx.convert.export_swift import export
 from fastvlm_mlx.models.qwen2 import Qwen2
@@ -262,7 +262,7 @@ def their_greedy(model: Any, prompt: Any, size: int) -> list[int]:
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("name", [*LAYOUT_OF, "apple-train, converted", "tied"])
+@pytest.mark.parametrize("name", [*LAYOUT_OF, "apple-train, converted", "tied", "tiny"])
 def test_an_export_gives_our_logits_and_tokens_in_mlx_vlm(
     name: str,
     bits: int | None,
@@ -272,7 +272,8 @@ def test_an_export_gives_our_logits_and_tokens_in_mlx_vlm(
     relative_error: ErrorOf,
     tmp_path: Path,
 ) -> None:
-    out = export(directory_of(name), tmp_path / "out", bits=bits, dtype=mx.float32).destination
+    source = hub.BUILT_IN.get(name) or directory_of(name)
+    out = export(source, tmp_path / "out", bits=bits, dtype=mx.float32).destination
     config, weights = json.loads((out / "config.json").read_text()), stored(out)
     theirs = reduced(peer, config)
     if bits:
