@@ -33,7 +33,7 @@ from fastvlm_mlx.train import album, form
 from fastvlm_mlx.train import recipe as recipes
 from fastvlm_mlx.vlm import VLM, load
 
-ASSETS = Path(fastvlm_mlx.__file__).parent / "assets"
+ASSETS = Path(__file__).parent.parent / "fastvlm_mlx" / "assets"
 SEED, QUESTIONS = 2026, 3
 Bits = quantize.Recipe | None
 TRAINED, FUSED, HALF, SWIFT, BLIND = "as trained", "fused float32", "float16", "swift export", "blind"
