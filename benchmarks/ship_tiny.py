@@ -18,10 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import fastvlm_mlx  # isort: skip  - prefers OpenBLAS before mlx loads
-import mlx.core as mx
-import mlx.nn as nn
-
 from fastvlm_mlx import checkpoint
 from fastvlm_mlx.convert import export_swift, layouts, quantize
 from fastvlm_mlx.convert.run import convert
@@ -32,6 +28,9 @@ from fastvlm_mlx.evaluate.run import ask
 from fastvlm_mlx.train import album, form
 from fastvlm_mlx.train import recipe as recipes
 from fastvlm_mlx.vlm import VLM, load
+
+import mlx.core as mx  # isort: skip  - after fastvlm_mlx, which prefers OpenBLAS
+import mlx.nn as nn  # isort: skip
 
 ASSETS = Path(__file__).parent.parent / "fastvlm_mlx" / "assets"
 SEED, QUESTIONS = 2026, 3
