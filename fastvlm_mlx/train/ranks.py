@@ -17,6 +17,7 @@ from pathlib import Path
 
 _RANK, _HOSTS = "MLX_RANK", "MLX_HOSTFILE"
 _POLL_S = 0.5
+_PATIENCE_S = 5.0
 
 
 def is_one() -> bool:
@@ -40,10 +41,7 @@ def supervise(count: int) -> int:
                 sys.stderr.write(said[failed].read_text(errors="replace"))
             return 0 if failed is None else max(1, ranks[failed].returncode)
         finally:
-            for rank in ranks:
-                rank.terminate()
-            for rank in ranks:
-                rank.wait()
+            _end(ranks)
 
 
 def _started(rank: int, fixed: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
@@ -52,6 +50,18 @@ def _started(rank: int, fixed: dict[str, str], said: Path) -> subprocess.Popen[b
     environment = {**os.environ, **fixed, _RANK: str(rank)}
     with said.open("wb") as words:
         return subprocess.Popen(command, env=environment, stderr=words if rank else None)
+
+
+def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """One that waits for another in the ring does not hear that it should end."""
+    for rank in ranks:
+        rank.terminate()
+    for rank in ranks:
+        try:
+            rank.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
 
 
 def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:

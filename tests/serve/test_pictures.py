@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import shutil
 import socket
 import ssl
@@ -13,14 +12,14 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from picture_server import PHOTO, PNG, serving
 from pictures import encoded, noise, png
 from PIL import Image
 
@@ -29,8 +28,6 @@ from fastvlm_mlx.serve.pictures import Address, Limits, fetch, is_public, open_l
 from fastvlm_mlx.serve.wire import Link, Refused
 
 AT = "messages[0].content[1].image_url"
-PHOTO = noise(48, 64)
-PNG = encoded(Image.fromarray(PHOTO))
 BASE64 = base64.b64encode(PNG).decode()
 DATA = f"data:image/png;base64,{BASE64}"
 REMOTE = Limits(remote=True)
@@ -246,88 +243,11 @@ def test_an_address_that_is_none_says_so(url: str, says: str) -> None:
 # --- what is fetched, from a server of this machine: "allowed" says that it may be
 
 
-class Server(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.server.seen.append((self.path, dict(self.headers)))  # type: ignore[attr-defined]
-        path, _, argument = self.path[1:].partition("/")
-        getattr(self, path.split("?")[0].replace(".png", ""), self.missing)(urllib.parse.unquote(argument))
-
-    def missing(self, _: str) -> None:
-        self.answer(404)
-
-    def cat(self, _: str) -> None:
-        self.answer(200, PNG)
-
-    def to(self, target: str) -> None:
-        self.answer(302, b"", Location=target)
-
-    def hops(self, left: str) -> None:
-        self.answer(307, b"", Location=f"/hops/{int(left) - 1}" if int(left) > 1 else "/cat.png")
-
-    def chunked(self, _: str) -> None:
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for n in range(0, len(PNG), 1000):
-            piece = PNG[n : n + 1000]
-            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-        self.wfile.write(b"0\r\n\r\n")
-
-    def unsized(self, _: str) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(PNG)
-        self.close_connection = True
-
-    def short(self, _: str) -> None:
-        self.answer(200, PNG, length=len(PNG) + 1)
-        self.close_connection = True
-
-    def drip(self, kind: str) -> None:
-        """A byte now and then: of headers, or of the body."""
-        line = (
-            b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" if kind == "body" else b"HTTP/1.1 200 OK\r\n"
-        )
-        self.wfile.write(line)
-        with contextlib.suppress(OSError):
-            for _ in range(100):
-                self.wfile.write(b"x")
-                time.sleep(0.05)
-        self.close_connection = True
-
-    def answer(self, status: int, body: bytes = b"", length: int | None = None, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody: proxies are not asked
     yield from serving(None)
-
-
-def serving(tls: ssl.SSLContext | None) -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.seen = []  # type: ignore[attr-defined]
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def here(*_: object) -> Sequence[str]:
