@@ -20,8 +20,8 @@ from PIL import Image
 from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
-from fastvlm_mlx.evaluate.predictions import Predictions, Settings, described
-from fastvlm_mlx.evaluate.run import ask
+from fastvlm_mlx.evaluate.predictions import Predictions
+from fastvlm_mlx.evaluate.run import ask, settings_of
 from fastvlm_mlx.train import album
 from fastvlm_mlx.vlm import VLM
 
@@ -41,19 +41,7 @@ def widened(source: Path, folder: Path) -> None:
 
 
 def measured(vlm: VLM, data: datasets.DataSet, size: int, mode: str) -> reports.Report:
-    settings = Settings(
-        model="",
-        dtype=str(vlm.dtype).rpartition(".")[2],
-        quantization=described(vlm.quantization),
-        data=data.path.name,
-        data_sha256=data.digest,
-        metric="exact",
-        image_size=size,
-        max_tokens=96,
-        prompt_suffix="",
-        blind=False,
-        image_mode=mode,
-    )
+    settings = settings_of(vlm, "", data, "exact", max_tokens=96, image_size=size, image_mode=mode)
     with Predictions(None, settings) as predictions:
         ask(vlm, data, settings, predictions, batch=32)
         return reports.summed_up(settings, data.rows, predictions.said)

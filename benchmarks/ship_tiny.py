@@ -23,8 +23,8 @@ from fastvlm_mlx.convert import export_swift, layouts, quantize
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
-from fastvlm_mlx.evaluate.predictions import Predictions, Settings, described
-from fastvlm_mlx.evaluate.run import ask
+from fastvlm_mlx.evaluate.predictions import Predictions
+from fastvlm_mlx.evaluate.run import ask, settings_of
 from fastvlm_mlx.train import album, form
 from fastvlm_mlx.train import recipe as recipes
 from fastvlm_mlx.vlm import VLM, load
@@ -87,19 +87,7 @@ class Measured:
 
 def measure(name: str, vlm: VLM, data: datasets.DataSet, kept: Path) -> Measured:
     blind = name == BLIND
-    settings = Settings(
-        model=name,
-        dtype=str(vlm.dtype).rpartition(".")[2],
-        quantization=described(vlm.quantization),
-        data="held-out scenes",
-        data_sha256=data.digest,
-        metric="exact",
-        image_size=vlm.config.image.size,
-        max_tokens=96,
-        prompt_suffix="",
-        blind=blind,
-        image_mode=vlm.config.image.mode,
-    )
+    settings = settings_of(vlm, name, data, "exact", max_tokens=96, blind=blind)
     with Predictions(kept / f"{name.replace(' ', '-').replace(',', '')}.jsonl", settings) as predictions:
         ask(vlm, datasets.blinded(data) if blind else data, settings, predictions, batch=32)
         report = reports.summed_up(settings, data.rows, predictions.said)

@@ -16,10 +16,11 @@ from ..config import STRIDE
 from ..errors import ConfigError
 from ..image import pieces, stored_sides
 from ..prompt import Picture, Prompt, positions
+from ..reading import Grid, named
 from ..vlm import VLM
 from .data import DataSet, Row
 from .metrics import AUTO, METRICS, chosen, is_yes_or_no
-from .predictions import Predictions, Settings
+from .predictions import Predictions, Settings, described
 
 Pixels = npt.NDArray[np.float32]
 
@@ -38,6 +39,38 @@ def metric_of(name: str, data: DataSet) -> str:
 def check_metric(name: str) -> None:
     if name not in (AUTO, *METRICS):
         raise ConfigError(f"no metric {name!r}; choose one of {', '.join((AUTO, *METRICS))}")
+
+
+def settings_of(
+    vlm: VLM,
+    name: str,
+    data: DataSet,
+    metric: str,
+    *,
+    max_tokens: int = 64,
+    prompt_suffix: str = "",
+    blind: bool = False,
+    image_size: int | None = None,
+    image_mode: str | None = None,
+    grid: Grid | None = None,
+    max_tiles: int | None = None,
+) -> Settings:
+    """What is not given is the model's own."""
+    return Settings(
+        model=name,
+        dtype=str(vlm.dtype).rpartition(".")[2],
+        quantization=described(vlm.quantization),
+        data=data.path.name,
+        data_sha256=data.digest,
+        metric=metric,
+        image_size=image_size or vlm.config.image.size,
+        max_tokens=max_tokens,
+        prompt_suffix=prompt_suffix,
+        blind=blind,
+        image_mode=image_mode or vlm.config.image.mode,
+        grid=named(grid) if grid else None,
+        max_tiles=max_tiles,
+    )
 
 
 def ask(

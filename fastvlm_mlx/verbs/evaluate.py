@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from ..reading import named
 from .options import Dtype, GridOption, ImageMode, ImageSize, MaxTiles, Revision, checked_grid
 
 
@@ -75,8 +74,8 @@ def evaluate(
     from ..atomic import require_writable, write_file
     from ..evaluate import data as datasets
     from ..evaluate import report as reports
-    from ..evaluate.predictions import Predictions, Settings, described
-    from ..evaluate.run import ask, check_metric, metric_of
+    from ..evaluate.predictions import Predictions
+    from ..evaluate.run import ask, check_metric, metric_of, settings_of
 
     check_metric(metric)
     cells = checked_grid(image_size, image_mode, grid, max_tiles)
@@ -93,19 +92,17 @@ def evaluate(
     from .. import vlm as runtime
 
     vlm = runtime.load(model, dtype, revision=revision)
-    settings = Settings(
-        model=model,
-        dtype=str(vlm.dtype).rpartition(".")[2],
-        quantization=described(vlm.quantization),
-        data=data.name,
-        data_sha256=questions.digest,
-        metric=metric,
-        image_size=image_size or vlm.config.image.size,
+    settings = settings_of(
+        vlm,
+        model,
+        questions,
+        metric,
         max_tokens=max_tokens,
         prompt_suffix=prompt_suffix,
         blind=blind,
-        image_mode=image_mode or vlm.config.image.mode,
-        grid=named(cells) if cells else None,
+        image_size=image_size,
+        image_mode=image_mode,
+        grid=cells,
         max_tiles=max_tiles,
     )
     with Predictions(predictions, settings) as kept, progress.bar("answering", "rows") as advance:
