@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ class _Build:
         self._mb, self._weights, self._vision = mb, weights, vision
 
     def tower(self, x: Any) -> Any:
-        dims = self._vision.dims
+        dims, outputs = self._vision.dims, []
         x = self.gelu(self._conv(x, "vision.stem.conv", stride=2))
         x = self.gelu(self._conv(x, "vision.stem.depthwise", stride=2, groups=dims[0]))
         x = self.gelu(self._pointwise(x, "vision.stem.pointwise"))
@@ -192,7 +192,8 @@ class _Build:
                 else:
                     x = self._conv(x, f"{block}.mixer", groups=dim)
                 x = self._mb.add(x=x, y=self._ffn(x, f"{block}.ffn"))
-        return self._expand(x)
+            outputs.append(x)
+        return self._multi_scale(outputs, self._expand(x))
 
     def gelu(self, x: Any) -> Any:
         return self._mb.gelu(x=x, mode="EXACT")
@@ -207,6 +208,20 @@ class _Build:
         gate = self._mb.relu(x=self._pointwise(gate, "vision.expand.squeeze"))
         gate = self._mb.sigmoid(x=self._pointwise(gate, "vision.expand.excite"))
         return self.gelu(self._mb.mul(x=x, y=gate))
+
+    def _multi_scale(self, outputs: Sequence[Any], features: Any) -> Any:
+        if self._vision.multi_scale is None:
+            return features
+        earlier = []
+        for number, pool in enumerate(self._vision.pools):
+            x, path = outputs[pool.stage], f"vision.multi_scale.pools.{number}"
+            if f"{path}.weight" in self._weights:
+                x = self._conv(x, path, stride=pool.factor, groups=pool.dim, margin=0)
+            else:
+                sides = [pool.factor] * 2
+                x = self._mb.avg_pool(x=x, kernel_sizes=sides, strides=sides, pad_type="valid")
+            earlier.append(x)
+        return self._mb.concat(values=[*earlier, features], axis=1)
 
     def _ffn(self, x: Any, path: str) -> Any:
         x = self._conv(x, f"{path}.depthwise", groups=x.shape[1])
@@ -225,7 +240,16 @@ class _Build:
         rows = mb.transpose(x=self.linear(rows, f"{path}.proj"), perm=[0, 2, 1])
         return mb.reshape(x=rows, shape=[1, dim, height, width])
 
-    def _conv(self, x: Any, path: str, *, stride: int = 1, groups: int = 1, times: int = 1) -> Any:
+    def _conv(
+        self,
+        x: Any,
+        path: str,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        times: int = 1,
+        margin: int | None = None,
+    ) -> Any:
         """A stored convolution; several outputs of a channel stand side by side there."""
         weight = self._array(f"{path}.weight", times).transpose(0, 3, 1, 2)
         bias = f"{path}.bias" in self._weights
@@ -234,7 +258,7 @@ class _Build:
             weight=weight,
             strides=[stride, stride],
             pad_type="custom",
-            pad=[weight.shape[-1] // 2] * 4,
+            pad=[weight.shape[-1] // 2 if margin is None else margin] * 4,
             groups=groups,
             name=_name(path),
             **({"bias": self._array(f"{path}.bias", times)} if bias else {}),

@@ -45,7 +45,7 @@ def export(
     tokenizer = Tokenizer.load(source)
     tower = tower_of(source, tokenizer)
     with mx.stream(mx.cpu):  # where float64 is
-        found = exporting.source_of(source, tokenizer)
+        found = exporting.source_of(source, tokenizer, export_card.TARGETS["apple-app"].reader)
         weights, packing = exporting.packed(found, bits, dtype, source)
         stored = {
             APPLE_APP.stored_name(name): array

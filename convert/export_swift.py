@@ -36,7 +36,7 @@ class Tensors:
 
 def tensors(source: Path, tokenizer: Tokenizer, bits: int | None, dtype: mx.Dtype) -> Tensors:
     with mx.stream(mx.cpu):  # where float64 is
-        found = exporting.source_of(source, tokenizer)
+        found = exporting.source_of(source, tokenizer, export_card.TARGETS["swift"].reader)
         weights, packing = exporting.packed(found, bits, dtype, source)
         head = mx.zeros((found.config.vision.feature_dim, PROJECTION)) if found.head is None else found.head
         stored = {MLX_VLM.stored_name(name): array for name, array in weights.items()}

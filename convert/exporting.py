@@ -96,14 +96,25 @@ def require_healthy(report: Report, source: Path) -> None:
         raise CheckpointError(f"{source}: the export would not load: {first.what}; {first.repair}")
 
 
-def source_of(source: Path, tokenizer: Tokenizer) -> Source:
+def source_of(source: Path, tokenizer: Tokenizer, reader: str) -> Source:
+    """Taken apart for programs, `reader`, that know the released models and nothing else."""
     if is_canonical(read_json(source / CONFIG)):
         layout, config, run = read(source, tokenizer)
+        _refuse_multi_scale(config, source, reader)
         return Source(layout, config, of_run(run, config, source), None)
     whole = read_source(source, tokenizer)
+    _refuse_multi_scale(whole.config, source, reader)
     head = checkpoint.lazy_weights(source).get(f"{whole.layout.tower}{HEAD}")
     released = of_raw(whole.raw, whole.config, whole.packed)
     return Source(whole.layout.name, whole.config, released, head)
+
+
+def _refuse_multi_scale(config: ModelConfig, source: Path, reader: str) -> None:
+    if scales := config.vision.multi_scale:
+        raise ConfigError(
+            f"{source}: {reader} cannot hold multi-scale features ({scales.listed}); run the model with "
+            "fastvlm-mlx, or export its tower with --target coreml"
+        )
 
 
 def packed(

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import STRIDE, ImageConfig, TextConfig, VisionConfig, read_json
+from ..config import STRIDE, ImageConfig, MultiScaleConfig, TextConfig, VisionConfig, read_json
 from ..errors import ConfigError
+from ..strict import parse
 from ..tokenizer import Tokenizer
 
 T = TypeVar("T")
 _KINDS = {int: "a whole number", float: "a number", dict: "an object", list: "a list"}
+MULTI_SCALE = "multi_scale"
 MODEL_TYPES = ("llava_qwen2", "fastvlm", "fast_vlm")
 
 # What the run form takes for granted: (where, key, the values that mean it, what differs otherwise)
@@ -147,6 +149,15 @@ def check_vision(raw: Mapping[str, Any], found: VisionConfig, where: Path) -> No
             raise ConfigError(
                 f"{where}: vision_config.{key} is {claimed}, and the tensors say {list(value)}; correct it"
             )
+
+
+def multi_scale(raw: Mapping[str, Any], where: Path) -> MultiScaleConfig | None:
+    """What our own training says of it, as average pooling leaves no tensors."""
+    said = _get(raw, "vision_config", dict, where) or {}
+    if (claimed := said.get(MULTI_SCALE)) is None:
+        return None
+    at = f"vision_config.{MULTI_SCALE}"
+    return parse(MultiScaleConfig, claimed, where, repair="take it from the training run's recipe", at=at)
 
 
 def image_config(raw: Mapping[str, Any], directory: Path) -> ImageConfig:

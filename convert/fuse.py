@@ -154,6 +154,10 @@ def _fuse_tower(
     put("vision.expand.depthwise", kernel.weight, kernel.bias)
     for name in ("vision.expand.squeeze", "vision.expand.excite"):
         put(name, _matrix(raw, name), raw[f"{name}.bias"])
+    if config.multi_scale and config.multi_scale.pooling == "depthwise":
+        for number in range(len(config.pools)):
+            name = f"vision.multi_scale.pools.{number}"
+            put(name, raw[f"{name}.weight"], None)
 
 
 def _matrix(raw: RawWeights, name: str) -> mx.array:

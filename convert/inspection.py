@@ -220,7 +220,7 @@ def _look_at_theirs(seen: Seen, config: Mapping[str, Any]) -> None:
     seen.text = seen.attempt("config.json", foreign.text_config, config, file, tokenizer, rows, head)
     image = seen.attempt("pictures", foreign.image_config, config, directory)
     seen.size = image.size if image else None
-    seen.vision = rawform.tower(found)
+    seen.vision = rawform.tower(found, seen.attempt("config.json", foreign.multi_scale, config, file))
     if seen.tokenizer is not None:
         seen.stops = seen.attempt("stop tokens", foreign.eos_token_ids, config, directory, tokenizer)
     if seen.text is not None:
@@ -286,7 +286,8 @@ def facts(seen: Seen) -> dict[str, str]:
         "size on disk": f"{size / 1e6:,.1f} MB",
     }
     if (vision := seen.vision) is not None:
-        lines["vision"] = f"layers {list(vision.layers)}, dims {list(vision.dims)}"
+        scales = f", multi-scale: {vision.multi_scale.listed}" if vision.multi_scale else ""
+        lines["vision"] = f"layers {list(vision.layers)}, dims {list(vision.dims)}{scales}"
     if (text := seen.text) is not None:
         lines["text"] = f"{text.layers} layers, hidden {text.hidden_size}, heads {text.heads}/{text.kv_heads}"
         usable = f", {seen.tokenizer.size} ids usable" if seen.tokenizer else ""

@@ -222,6 +222,10 @@ APPLE_LLAVA = Layout(
     channels_first=True,
     rows=(
         *_tower("model.vision_tower.vision_tower.model.", _APPLE, _apple_places("patch_embed")),
+        (
+            "model.vision_tower.vision_tower.model.multi_scale.{i}.weight",  # of our own training alone
+            "vision.multi_scale.pools.{i}.weight",
+        ),
         *_projector("model.mm_projector.0", "model.mm_projector.2"),
         *_language("model.", "lm_head"),
     ),

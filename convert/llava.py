@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ..config import ModelConfig
@@ -11,6 +12,7 @@ def config(model: ModelConfig, eos_token: int) -> dict[str, Any]:
     """The keys that all readers look at; each has more of its own."""
     text, vision, size = model.text, model.vision, model.image.size
     stages = range(len(vision.dims))
+    more = {"multi_scale": dataclasses.asdict(vision.multi_scale)} if vision.multi_scale else {}
     return {
         "architectures": ["LlavaQwen2ForCausalLM"],
         "model_type": "llava_qwen2",
@@ -40,5 +42,6 @@ def config(model: ModelConfig, eos_token: int) -> dict[str, Any]:
                 "attention" if stage >= vision.attention_from else "repmixer" for stage in stages
             ],
             "image_size": size,
+            **more,
         },
     }

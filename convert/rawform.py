@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import parameters
-from ..config import BITS, GROUP_SIZES, STAGES, ModelConfig, Quantization, TextConfig, VisionConfig
+from ..config import (
+    BITS,
+    GROUP_SIZES,
+    STAGES,
+    ModelConfig,
+    MultiScaleConfig,
+    Quantization,
+    TextConfig,
+    VisionConfig,
+)
 from ..models.fastvlm import FastVLM
 
 Shapes = dict[str, tuple[int, ...]]  # NHWC
@@ -21,8 +30,11 @@ Shapes = dict[str, tuple[int, ...]]  # NHWC
 _BRANCHES = ("kxk", "scale", "skip", "large", "small", "conv", "mixer", "norm", "layer_scale")
 
 
-def tower(found: Shapes) -> VisionConfig | None:
-    """What most tensors say, so that a damaged one is reported rather than believed."""
+def tower(found: Shapes, multi_scale: MultiScaleConfig | None = None) -> VisionConfig | None:
+    """What most tensors say, so that a damaged one is reported rather than believed.
+
+    Which stages stand beside the features they do not say.
+    """
     if not any(name.startswith("vision.") for name in found):
         return None
     depths, mixing = [0] * STAGES, [Counter[str | None]() for _ in range(STAGES)]
@@ -49,6 +61,7 @@ def tower(found: Shapes) -> VisionConfig | None:
         max(1, most("0.ffn.fc1", 4 * dims[0]) // dims[0]),
         next((n for n, parts in enumerate(mixing) if parts["attention"] > parts["mixer"]), STAGES),
         squeeze=max(1, 2 * dims[-1] // max(1, narrow)),
+        multi_scale=multi_scale,
     )
 
 
@@ -83,6 +96,8 @@ def _apart(base: str, shape: tuple[int, ...], parts: set[str]) -> Shapes:
         return _affine(base, *shape) | {f"{block}.layer_scale_{n}": (width,) for n in (1, 2)}
     if base.endswith("ffn.depthwise"):
         return _folded(base, *shape)
+    if above == "vision.multi_scale.pools":
+        return {f"{base}.weight": shape}
     scale: Shapes = {f"{block}.layer_scale": (width,)} if last == "mixer" else {}
     if f"{base}.weight" in parts or not any(f"{base}.{branch}" in parts for branch in _BRANCHES):
         return scale | _affine(base, *shape)

@@ -83,7 +83,7 @@ def source_of(
     _check_modes(raw, raw_config, file)
     shapes = {name: tuple(array.shape) for name, array in raw.items()}
     rows = shapes.get("language.embedding.weight", ())
-    vision = rawform.tower(shapes)
+    vision = rawform.tower(shapes, foreign.multi_scale(raw_config, file))
     if vision is None or len(rows) != 2:
         raise CheckpointError(
             f"{directory}: the {'language model' if vision else 'vision tower'} is missing ({layout.name} "

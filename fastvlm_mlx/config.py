@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import ConfigError
 from .strict import parse
@@ -29,6 +29,38 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True, slots=True)
+class MultiScaleConfig:
+    """Earlier stages, counted from 1, whose outputs stand beside the last one's features, on its grid."""
+
+    stages: tuple[int, ...]
+    pooling: Literal["average", "depthwise"]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("multi_scale names no stage; name some, or leave it out")
+        for stage in self.stages:
+            if not 0 < stage < STAGES:
+                raise ConfigError(
+                    f"multi_scale has no stage {stage} to add: the earlier ones are 1 to {STAGES - 1}"
+                )
+            if self.stages.count(stage) > 1:
+                raise ConfigError(f"multi_scale names stage {stage} twice")
+
+    @property
+    def listed(self) -> str:
+        return f"stages {', '.join(map(str, self.stages))}, {self.pooling}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A stage, counted from 0, whose output of `dim` channels becomes smaller by `factor` each way."""
+
+    stage: int
+    dim: int
+    factor: int
+
+
+@dataclass(frozen=True, slots=True)
 class VisionConfig:
     """FastViTHD. Stages before `attention_from` mix tokens by convolution, the others by attention."""
 
@@ -38,10 +70,21 @@ class VisionConfig:
     attention_from: int = 3
     head_dim: int = 32
     squeeze: int = 16  # the last convolution's squeeze-excite narrows by this much
+    multi_scale: MultiScaleConfig | None = None
+
+    @property
+    def expanded_dim(self) -> int:
+        return 2 * self.dims[-1]
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        stages = self.multi_scale.stages if self.multi_scale else ()
+        return tuple(Pool(stage - 1, self.dims[stage - 1], 2 ** (STAGES - stage)) for stage in stages)
 
     @property
     def feature_dim(self) -> int:
-        return 2 * self.dims[-1]
+        """What the projector takes."""
+        return sum(pool.dim for pool in self.pools) + self.expanded_dim
 
     def __post_init__(self) -> None:
         if not len(self.layers) == len(self.dims) == STAGES:
@@ -120,7 +163,10 @@ class ModelConfig:
 
     def to_json(self) -> str:
         body = {"format": FORMAT, "format_version": FORMAT_VERSION, "model_type": "fastvlm_mlx"}
-        return json.dumps(body | dataclasses.asdict(self), indent=2) + "\n"
+        sections = dataclasses.asdict(self)
+        if self.vision.multi_scale is None:
+            del sections["vision"]["multi_scale"]  # releases that do not know of it read the file, too
+        return json.dumps(body | sections, indent=2) + "\n"
 
 
 def is_canonical(raw: Mapping[str, Any]) -> bool:

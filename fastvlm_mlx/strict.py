@@ -13,9 +13,10 @@ from .errors import ConfigError
 T = TypeVar("T")
 
 
-def parse(cls: type[T], raw: Any, where: Path, *, repair: str) -> T:
-    """`repair` is what every error advises to do."""
-    return _Parser(where, repair).parse(cls, raw, "")
+def parse(cls: type[T], raw: Any, where: Path, *, repair: str, at: str = "") -> T:
+    """`repair` is what every error advises to do; `at` is the place of the value in the file."""
+    parsed: T = _Parser(where, repair).parse(cls, raw, at)
+    return parsed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -80,6 +80,14 @@ def _conv(given: Inputs) -> Array:
     return (done + _wide(given["bias"])[:, None, None] if "bias" in given else done)[None]
 
 
+def _avg_pool(given: Inputs) -> Array:
+    x, (side, _) = _wide(given["x"]), given["kernel_sizes"]
+    assert given["pad_type"] == "valid"
+    assert list(given["strides"]) == [side, side]
+    _, channels, height, width = x.shape
+    return x.reshape(1, channels, height // side, side, width // side, side).mean((3, 5))
+
+
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
@@ -133,6 +141,8 @@ def _wide(array: Any) -> Array:
 
 OPERATIONS: dict[str, Callable[[Inputs], Any]] = {
     "conv": _conv,
+    "avg_pool": _avg_pool,
+    "concat": lambda given: np.concatenate(given["values"], int(given["axis"])),
     "gelu": _gelu,
     "relu": lambda given: np.maximum(_wide(given["x"]), 0),
     "sigmoid": lambda given: 1 / (1 + np.exp(-_wide(given["x"]))),

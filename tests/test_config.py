@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from fastvlm_mlx.config import ModelConfig, Quantization, TextConfig, VisionConfig, from_json, read_json
+from fastvlm_mlx.config import (
+    ModelConfig,
+    MultiScaleConfig,
+    Quantization,
+    TextConfig,
+    VisionConfig,
+    from_json,
+    read_json,
+)
 from fastvlm_mlx.errors import ConfigError
 
 TEXT = TextConfig(64, 2, 4, 2, 192, 512, tied=False)
@@ -15,12 +23,26 @@ CONFIG = ModelConfig(
 WHERE = Path("model/config.json")
 
 
+def scaled(*stages: object, **more: object) -> dict[str, object]:
+    return {"stages": list(stages), "pooling": "average"} | more
+
+
 def body() -> dict[str, Any]:
     return json.loads(CONFIG.to_json())  # type: ignore[no-any-return]
 
 
 def test_a_configuration_survives_its_file() -> None:
     assert from_json(body(), WHERE) == CONFIG
+
+
+def test_multi_scale_is_in_the_file_only_where_it_is_on() -> None:
+    assert "multi_scale" not in body()["vision"]
+    vision = VisionConfig(multi_scale=MultiScaleConfig((2, 4), "depthwise"))
+    scaled = dataclasses.replace(CONFIG, vision=vision)
+    raw = json.loads(scaled.to_json())
+    assert raw["vision"].pop("multi_scale") == {"stages": [2, 4], "pooling": "depthwise"}
+    assert raw == body()
+    assert from_json(json.loads(scaled.to_json()), WHERE) == scaled
 
 
 def test_configurations_are_frozen() -> None:
@@ -38,6 +60,19 @@ def test_configurations_are_frozen() -> None:
         (("text", "unheard_of"), 1, "unheard_of"),
         (("vision", "dims"), [1, 2.5], "vision.dims"),
         (("vision",), 7, "vision"),
+        (("vision", "multi_scale"), scaled(2, 5), "no stage 5 to add: the earlier ones are 1 to 4; convert"),
+        (("vision", "multi_scale"), scaled(0), "no stage 0"),
+        (("vision", "multi_scale"), scaled(3, 2, 3), "names stage 3 twice"),
+        (("vision", "multi_scale"), scaled(), "names no stage"),
+        (("vision", "multi_scale"), scaled("3"), r"vision.multi_scale.stages\[0\] is '3'"),
+        (
+            ("vision", "multi_scale"),
+            scaled(2, pooling="max"),
+            "'max', not of the kind 'average' or 'depthwise'",
+        ),
+        (("vision", "multi_scale"), scaled(2, learned=True), "unknown key vision.multi_scale.'learned'"),
+        (("vision", "multi_scale"), {"stages": [2]}, "key vision.multi_scale.'pooling' is missing"),
+        (("vision", "multi_scale"), [2, 3], "vision.multi_scale should be an object"),
         (("quantization", "language.head"), {"bits": 7, "group_size": 64}, "7 bits"),
         (("quantization", "language.head"), {"bits": 4, "group_size": 20}, "group size 20"),
         (("quantization", "language.head"), {"bits": 4}, "group_size"),

@@ -2,7 +2,7 @@
 
     total(vision(VisionConfig(), 1024)["stages.2.blocks"].values()).macs
 
-Stages have the names of `FastViTHD.trace`. Not counted: activations, norms, softmax, additions, pooling;
+Stages have the names of `FastViTHD.trace`. Not counted: activations, norms, softmax, additions, averages;
 the golden counts of tests/golden/real leave them out too.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..config import STRIDE, ModelConfig, Quantization, TextConfig, VisionConfig
+from ..config import STRIDE, ModelConfig, Pool, Quantization, TextConfig, VisionConfig
 
 Ops = tuple["Op", ...]
 _RGB = 3
@@ -77,6 +77,10 @@ def vision(config: VisionConfig, size: int) -> dict[str, Ops]:
         block = _attention_block if attends else _mixer_block
         stages[f"stages.{index}.blocks"] = block(config, dim, side) * config.layers[index]
     stages["expand"] = _expand(config, side)
+    if config.multi_scale:
+        learned = config.multi_scale.pooling == "depthwise"
+        pools = (_pool(pool, side, learned) for pool in config.pools)
+        stages["multi_scale"] = *pools, Op("concatenation", moved=2 * side**2 * config.feature_dim)
     return stages
 
 
@@ -123,9 +127,18 @@ def _ffn(config: VisionConfig, dim: int, side: int) -> Ops:
 
 
 def _expand(config: VisionConfig, side: int) -> Ops:
-    dim, narrow = config.feature_dim, config.feature_dim // config.squeeze
+    dim, narrow = config.expanded_dim, config.expanded_dim // config.squeeze
     convolution = _depthwise(side, dim, 3)
     return convolution, _linear(1, dim, narrow), _linear(1, narrow, dim)
+
+
+def _pool(pool: Pool, side: int, learned: bool) -> Op:
+    """To a map of `side`: every value is read once, and weighed where the weights are learned."""
+    kept = side**2 * pool.dim
+    read = kept * pool.factor**2
+    if not learned:
+        return Op("pooling", moved=read + kept)
+    return Op("depthwise", read, vector=pool.dim * pool.factor**2, moved=read + kept)
 
 
 def _depthwise(side: int, channels: int, kernel: int, *, bias: bool = True) -> Op:

@@ -73,7 +73,7 @@ def load(directory: Path, ours: VLM) -> Peer:
 def write(directory: Path, folder: Path, config: ModelConfig, mark: int, dtype: mx.Dtype) -> None:
     """The model as transformers stores it, branches fused as timm's own reparameterization leaves them."""
     with mx.stream(mx.cpu):  # where float64 is
-        found = source_of(directory, Tokenizer.load(directory)).released
+        found = source_of(directory, Tokenizer.load(directory), NAME).released
         if found.packed:
             raise ConfigError(
                 f"--against {NAME} computes in floats, and {directory} is quantized; give the model "

@@ -7,7 +7,7 @@ layer scale (into fc2 and the attention projection), the attention's 1/√d and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -144,7 +144,7 @@ class Expand(nn.Module):
 
     def __init__(self, config: VisionConfig):
         super().__init__()
-        dim, narrow = config.feature_dim, config.feature_dim // config.squeeze
+        dim, narrow = config.expanded_dim, config.expanded_dim // config.squeeze
         self.depthwise = DepthwiseConv(config.dims[-1], 3, widening=2)
         self.squeeze = nn.Linear(dim, narrow)
         self.excite = nn.Linear(narrow, dim)
@@ -156,6 +156,39 @@ class Expand(nn.Module):
         return gelu(x * mx.sigmoid(self.excite(gate)))
 
 
+def pooled(x: mx.array, factor: int, weight: mx.array | None = None) -> mx.array:
+    """(B, f·h, f·w, C) -> (B, h, w, C): each window's mean, or its sum by a weight (C, f, f, 1)"""
+    batch, height, width, channels = x.shape
+    windows = x.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    if weight is None:
+        return windows.mean((2, 4))
+    return (windows * weight.squeeze(-1).transpose(1, 2, 0)[:, None]).sum((2, 4))
+
+
+class Pooling(nn.Module):
+    def __init__(self, dim: int, factor: int, learned: bool):
+        super().__init__()
+        if learned:
+            self.weight = mx.zeros((dim, factor, factor, 1))  # no bias: the projector's does the same
+        self._factor = factor
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return pooled(x, self._factor, self.get("weight"))
+
+
+class MultiScale(nn.Module):
+    """Outputs of earlier stages on the last one's grid, then its features: (B, h, w, sum of all widths)"""
+
+    def __init__(self, config: VisionConfig, learned: bool):
+        super().__init__()
+        self.pools = [Pooling(pool.dim, pool.factor, learned) for pool in config.pools]
+        self._stages = [pool.stage for pool in config.pools]
+
+    def __call__(self, stages: Sequence[mx.array], features: mx.array) -> mx.array:
+        earlier = [pool(stages[index]) for pool, index in zip(self.pools, self._stages, strict=True)]
+        return mx.concatenate([*earlier, features], axis=-1)
+
+
 class FastViTHD(nn.Module):
     """(B, H, W, 3) pixels in [0, 1], sides multiples of 64 -> (B, H/64, W/64, features)"""
 
@@ -164,17 +197,24 @@ class FastViTHD(nn.Module):
         self.stem = Stem(config.dims[0])
         self.stages = [Stage(config, index) for index in range(len(config.dims))]
         self.expand = Expand(config)
+        if config.multi_scale:
+            self.multi_scale = MultiScale(config, config.multi_scale.pooling == "depthwise")
 
     def __call__(self, pixels: mx.array) -> mx.array:
         *_, (_, features) = self.trace(pixels)
         return features
 
     def trace(self, pixels: mx.array) -> Iterator[tuple[str, mx.array]]:
-        """Every stage's output by name, lazily: what parity tests and `--verify` compare."""
+        """Every stage's output by name, lazily, the features last: what parity tests compare."""
         x = self.stem(pixels.astype(self.stem.conv.weight.dtype))
         yield "stem", x
+        outputs = []
         for index, stage in enumerate(self.stages):
             for name, after in stage.trace(x):
                 x = after
                 yield f"stages.{index}.{name}", x
-        yield "expand", self.expand(x)
+            outputs.append(x)
+        x = self.expand(x)
+        yield "expand", x
+        if "multi_scale" in self:
+            yield "multi_scale", self.multi_scale(outputs, x)

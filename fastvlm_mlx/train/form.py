@@ -23,8 +23,10 @@ from ..convert.rawform import Shapes, raw_form
 from ..convert.reparam import BATCH_NORM_EPS
 from ..kernels import depthwise, gelu
 from ..models.fastvlm import FastVLM
+from ..models.vision import pooled
 
 _BRANCHED = re.compile(r"\.(stem\.\w+|downsample\.\w+|mixer|position|expand\.depthwise)$")
+_POOLS = "vision.multi_scale.pools."
 _KEYS = re.compile(r"language\..*\.attention\.k\.weight$")
 EMBEDDING_SCALE = 0.1  # of fresh ids: a tied head then starts with logits near 1
 STATISTICS = ("running_mean", "running_var")
@@ -46,11 +48,11 @@ def shapes(config: ModelConfig) -> Shapes:
 def initial(config: ModelConfig, key: mx.array, *, layer_scale: float) -> RawWeights:
     """Fresh weights: matrices by their fan-in, norms that change nothing."""
     table = shapes(config)
-    keys = mx.random.split(key, len(table))
-    fresh = {
-        name: _start(name, shape, keys[index], layer_scale)
-        for index, (name, shape) in enumerate(sorted(table.items()))
-    }
+    pools = {name: shape for name, shape in table.items() if name.startswith(_POOLS)}
+    drawn = sorted(table.items() - pools.items())  # alike with pools and without
+    keys = mx.random.split(key, len(drawn))
+    fresh = {name: _start(name, shape, keys[index], layer_scale) for index, (name, shape) in enumerate(drawn)}
+    fresh |= {name: mx.full(shape, shape[1] ** -2.0) for name, shape in pools.items()}  # averages, at first
     return RawWeights(
         fresh | {name: _like_queries(name, fresh, config) for name in fresh if _KEYS.match(name)}
     )
@@ -99,7 +101,7 @@ def observe(
     pixels: mx.array,
     seen: dict[str, mx.array] | None = None,
 ) -> dict[str, mx.array]:
-    """The tower with all its branches: what `FastViTHD.trace` yields for each stage and for the features.
+    """The tower with all its branches: what `FastViTHD.trace` yields for each stage and, last, the features.
 
     With `seen`, BatchNorm uses the statistics of this batch, as in training, and notes them there; without,
     the stored ones.
@@ -114,7 +116,8 @@ def features_of(
     seen: dict[str, mx.array] | None = None,
 ) -> mx.array:
     """(B, H, W, 3) -> (B, h, w, features), as `observe`"""
-    return observe(raw, config, pixels, seen)["expand"]
+    *_, features = observe(raw, config, pixels, seen).values()
+    return features
 
 
 Moments = tuple[mx.array, mx.array]  # mean and variance by channel
@@ -132,7 +135,7 @@ class _Tower:
         self._raw, self._config, self._seen = raw, config.vision, seen
 
     def trace(self, x: mx.array) -> Iterator[tuple[str, mx.array]]:
-        config = self._config
+        config, outputs = self._config, []
         for name, stride in (("conv", 2), ("depthwise", 2), ("pointwise", 1)):
             x = gelu(self._mobile_one(f"vision.stem.{name}", x, stride))
         for index, depth in enumerate(config.layers):
@@ -150,9 +153,17 @@ class _Tower:
             for number in range(depth):
                 x = self._block(f"{stage}.blocks.{number}", x, attends)
             yield f"stages.{index}.blocks", x
+            outputs.append(x)
         x = self._mobile_one("vision.expand.depthwise", x)
         gate = mx.maximum(self._linear("vision.expand.squeeze", x.mean((1, 2), keepdims=True)), 0)
-        yield "expand", gelu(x * mx.sigmoid(self._linear("vision.expand.excite", gate)))
+        x = gelu(x * mx.sigmoid(self._linear("vision.expand.excite", gate)))
+        yield "expand", x
+        if config.multi_scale:
+            earlier = [
+                pooled(outputs[pool.stage], pool.factor, self._raw.get(f"{_POOLS}{number}.weight"))
+                for number, pool in enumerate(config.pools)
+            ]
+            yield "multi_scale", mx.concatenate([*earlier, x], axis=-1)
 
     def _block(self, name: str, x: mx.array, attends: bool) -> mx.array:
         raw = self._raw

@@ -44,7 +44,7 @@ def cells(
 ) -> tuple[mx.array, Measures]:
     """Each token says what its cell shows. The third stage does so early, the way from there to the letters
     being short: any of its positions in a slot may tell. Measures: what tokens get right of the shown."""
-    features, early = outputs["expand"], outputs[EARLY]
+    (*_, features), early = outputs.values(), outputs[EARLY]
     total = mx.zeros(())
     measures: Measures = {}
     for name, target in targets.items():  # (P, places, slots)

@@ -138,5 +138,11 @@ def _named(params: Mapping[str, mx.array], tokenizer: Tokenizer) -> dict[str, mx
 
 def fingerprint(recipe: Recipe) -> str:
     """Stages may be added or changed ahead of a run, the model and the seed not."""
-    told = repr((recipe.name, recipe.seed, recipe.model and dataclasses.astuple(recipe.model)))
+    told = repr((recipe.name, recipe.seed, recipe.model and _told(recipe.model)))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _told(model: Model) -> tuple[object, ...]:
+    """What came later and is off is left out: a run that began without it goes on."""
+    vision, *rest = dataclasses.astuple(model)
+    return (vision if model.vision.multi_scale else vision[:-1], *rest)

@@ -107,7 +107,7 @@ def _run_stage(
         if pixels.size:
             config = subject.config
             outputs = observe(raw, config, pixels, seen) if of_batch else dict(model.vision.trace(pixels))
-            features = outputs["expand"]
+            *_, features = outputs.values()
         match stage.kind:
             case "cells":
                 value, measures = losses.cells(outputs, raw, targets)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+import scales
 from checkpoints import golden
 from command import MODEL, PYTHON, Run, completed, content, in_a_process
 from refusals import Case, Make, assert_refused, filled
@@ -44,6 +45,10 @@ def write(to: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
     checkpoint.save(to, config, checkpoint.FusedWeights(weights), tokenizer, {})
 
 
+def several_scales(target: str) -> Make:
+    return lambda at: ["export", scales.write(at / "model", "average"), "-o", at / "out", "--target", target]
+
+
 def full(at: Path) -> list[object]:
     filled(at)
     return ["export", MODEL, "-o", at / "out"]
@@ -67,6 +72,14 @@ EXPORTS = {
     ),
     "a size that is no multiple": Case(
         exporting("--target", "coreml", "--image-size", 1000), "1000", "multiple of 64|choose"
+    ),
+    "multi-scale features for Swift": Case(
+        several_scales("swift"),
+        "mlx-swift-lm and mlx-vlm cannot hold multi-scale features",
+        "--target coreml",
+    ),
+    "multi-scale features for the app": Case(
+        several_scales("apple-app"), "app cannot hold multi-scale features", "--target coreml"
     ),
     "unknown weights": Case(exporting("--target", "coreml", "--weights", "int2"), "int2", "choose one of"),
     "a private upload of nothing": Case(exporting("--hub-private"), "--hub-private", "--upload-repo"),

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from fastvlm_mlx.bench import cost
 from fastvlm_mlx.bench.variants import VARIANTS
-from fastvlm_mlx.config import Quantization, TextConfig, VisionConfig
+from fastvlm_mlx.config import MultiScaleConfig, Quantization, TextConfig, VisionConfig
 from fastvlm_mlx.models.fastvlm import FastVLM
 
 INVENTORY = json.loads((GOLDEN / "real" / "inventory.json").read_text())
@@ -77,6 +77,27 @@ def test_weights_of_every_part_are_the_model_s_parameters(name: str, tied: bool)
     assert cost.total(cost.language(config.text, 1)).weights == parameters("language.") - apart
     kept = cost.held(config, 1024, 100, width=1)
     assert kept.tower + kept.language == parameters("")
+
+
+def test_several_scales_cost_their_learned_pools_and_a_wider_projector() -> None:
+    plain = VARIANTS["0.5b"]
+    stages = (2, 3, 4)
+    costs = {}
+    for pooling in ("average", "depthwise"):
+        vision = replace(plain.vision, multi_scale=MultiScaleConfig(stages, pooling))
+        config = replace(plain, vision=vision)
+        flat = tree_flatten(FastVLM(config).parameters())
+        found = cost.held(config, 1024, 100, width=1)
+        assert found.tower + found.language == sum(array.size for _, array in flat)
+        costs[pooling] = cost.total(cost.vision(vision, 1024)["multi_scale"])
+        wider = sum(vision.dims[stage - 1] for stage in stages)
+        more = cost.total(cost.projector(config, 256)).macs - cost.total(cost.projector(plain, 256)).macs
+        assert more == 256 * wider * plain.text.hidden_size
+    values = 192 * 128**2 + 384 * 64**2 + 768 * 32**2  # each of them is multiplied once
+    assert (costs["average"].macs, costs["depthwise"].macs) == (0, values)
+    assert (costs["average"].weights, costs["depthwise"].weights) == (0, 192 * 64 + 384 * 16 + 768 * 4)
+    joined = 2 * 256 * (192 + 384 + 768 + 3072)  # read and written once more to stand together
+    assert costs["average"].moved == values + 256 * (192 + 384 + 768) + joined
 
 
 @pytest.mark.parametrize("name", VARIANTS)

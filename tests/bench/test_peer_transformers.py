@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 import peers
 import pytest
+import scales
 from checkpoints import stored
 from command import MODEL, Run
 from refusals import assert_refused
@@ -74,6 +75,12 @@ def test_its_configuration_says_what_its_own_says(directory_of: DirectoryOf, tmp
         assert mine["vision_config"]["model_args"][key] == theirs["vision_config"]["model_args"][key]
     assert mine["image_token_index"] == theirs["image_token_index"]
     assert mine["tie_word_embeddings"] is False
+
+
+def test_features_of_several_stages_are_refused(tmp_path: Path) -> None:
+    source = scales.write(tmp_path / "model", "average")
+    with pytest.raises(fastvlm_mlx.ConfigError, match="transformers cannot hold multi-scale features"):
+        written(source, tmp_path)
 
 
 # --- its loop, with a stand-in for PyTorch ---

@@ -8,11 +8,12 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import scales
 from checkpoints import golden
 from command import Run
 from pictures import TALL
@@ -83,6 +84,20 @@ def test_a_smaller_picture_from_another_layout_and_with_the_projector(
     out = exported(source, size=128, precision="float32", projector=True)
     found = computed(out, small, coreml.EMBEDDINGS)
     assert relative_error(found, vlm_of(source).encode_image(small)) <= 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["average", "depthwise"])
+def test_features_of_several_stages(
+    pooling: Literal["average", "depthwise"],
+    pixels: dict[str, mx.array],
+    relative_error: ErrorOf,
+    tmp_path: Path,
+) -> None:
+    source = scales.write(tmp_path / "model", pooling)
+    small = pixels["A"][:, :128, :128]
+    out = export(source, tmp_path / "out", Options(size=128, precision="float32")).destination
+    expected = fastvlm_mlx.load(source, "float32").vision(small).flatten(1, 2)
+    assert relative_error(computed(out, small), expected) <= 1e-5
 
 
 def test_what_goes_in_and_comes_out_is_as_apples_app_asserts(exported: Exporter) -> None:

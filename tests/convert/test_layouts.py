@@ -206,6 +206,7 @@ UNSTORED = {
     r"stages\.[12]\.position\.": "timm can put one before any stage",
 }
 UNSTORED_BY = {
+    "apple-llava": {r"multi_scale\.": "our own training alone stores it"},
     "mlx-vlm": {
         r"\.(kxk|scale|skip|large|small)\.|position\.conv\.|mixer\.layer_scale": "the fused form only"
     },
