@@ -78,6 +78,11 @@ SECTIONS = {
         "The saved package, read back and run in numpy, against the tower in MLX.",
         ("coremltools",),
     ),
+    "memory": Section(
+        "Memory of an answer",
+        "python benchmarks/memory.py",
+        "The 0.5B's size, each answer in a process of its own. Computed as stored is as on a GPU.",
+    ),
     "conversion": Section(
         "Conversion memory",
         "python benchmarks/convert_memory.py 0.5b 7b",
