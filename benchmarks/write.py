@@ -59,6 +59,13 @@ SECTIONS = {
         "Full size, float32, random weights, in alternation in one process, medians.",
         ("mlx_vlm", "mlx_lm"),
     ),
+    "operations": Section(
+        "Operations and bytes",
+        "python benchmarks/operations.py",
+        "Graphs of the 0.5B as a GPU takes them, exported and counted; nothing is computed. Views only look "
+        "at their input otherwise; bytes are the inputs and outputs of all other operations.",
+        ("mlx_vlm", "mlx_lm"),
+    ),
     "transformers": Section(
         "Against transformers in PyTorch",
         f"{_BENCH} -m {THEIRS} --against transformers --sizes 256 --tokens 17 {_TOLD}",
@@ -70,6 +77,11 @@ SECTIONS = {
         "python benchmarks/coreml.py",
         "The saved package, read back and run in numpy, against the tower in MLX.",
         ("coremltools",),
+    ),
+    "memory": Section(
+        "Memory of an answer",
+        "python benchmarks/memory.py",
+        "The 0.5B's size, each answer in a process of its own. Computed as stored is as on a GPU.",
     ),
     "conversion": Section(
         "Conversion memory",

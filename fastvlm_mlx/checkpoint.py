@@ -42,6 +42,7 @@ class Loaded:
     layout: str
     dtype: mx.Dtype
     quantization: Mapping[str, Quantization]  # as stored; `config` has it as computed
+    low_memory: bool = False  # the language model is still to be read
 
 
 def load(
@@ -49,11 +50,14 @@ def load(
     dtype: mx.Dtype | None = None,
     adapter: lora.Adapter | None = None,
     group: mx.distributed.Group | None = None,
+    *,
+    low_memory: bool = False,
 ) -> Loaded:
     """Read any known layout. `dtype` None computes in the stored type, on the CPU in float32.
 
     An adapter is added to matrices that are computed dense, where it costs nothing more; beside packed ones
-    it stays apart. Of a `group` of processes each keeps its part of the language model alone.
+    it stays apart. Of a `group` of processes each keeps its part of the language model alone. With
+    `low_memory` the language model is left to be read when the tower has gone.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
@@ -88,14 +92,16 @@ def load(
         if group is not None:
             model.shard(group)
         del weights  # or what was cut off would stay
-        for array in parameters(model).values():
+        for name, array in parameters(model).items():
+            if low_memory and name.startswith("language."):
+                continue
             mx.eval(array)
-            if group is not None:
-                mx.clear_cache()  # of the whole matrix that a part came from
+            if low_memory or group is not None:
+                mx.clear_cache()  # of what it was made from, such as the whole matrix of a part
         room = mx.device_info().get("max_recommended_working_set_size")  # Apple GPUs alone report one
         if room:
             mx.set_wired_limit(int(room))  # keeps the weights of large models from being paged out
-        return Loaded(model, config, tokenizer.result(), layout, computed, stored)
+        return Loaded(model, config, tokenizer.result(), layout, computed, stored, low_memory)
 
 
 def _unread(

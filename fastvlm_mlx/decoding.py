@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+from mlx.utils import tree_flatten
 
 from .memory import Features
 from .models.cache import KVCache
@@ -25,7 +26,7 @@ from .sampling import Sampler
 from .tokenizer import Detokenizer, Tokenizer
 
 PREFILL_CHUNK = 512  # positions a step, of all prompts together: bounds their activations
-PIXELS_AT_ONCE = 4 * 1024 * 1024  # bounds the tower's activations
+PIXELS_AT_ONCE = 4 * 1024 * 1024  # bounds the tower's activations; one picture may have more
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +271,12 @@ class Seen:
     projector_s: float  # of it
 
 
-def see(prompts: Sequence[Prompt], model: FastVLM, known: Features | None = None) -> Seen:
+def see(
+    prompts: Sequence[Prompt],
+    model: FastVLM,
+    known: Features | None = None,
+    pixels_at_once: int = PIXELS_AT_ONCE,
+) -> Seen:
     """Every picture of them once; those of one size in batches. With `known`, every content once."""
     began = time.perf_counter()
     shown = [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
@@ -286,7 +292,7 @@ def see(prompts: Sequence[Prompt], model: FastVLM, known: Features | None = None
             of_size.setdefault(picture.pixels.shape, []).append(picture)
     projector_s = 0.0
     for (_, height, width, _), pictures in of_size.items():
-        count = max(1, PIXELS_AT_ONCE // (height * width))
+        count = max(1, pixels_at_once // (height * width))
         for start in range(0, len(pictures), count):
             batch = pictures[start : start + count]
             found = model.vision(mx.concatenate([picture.pixels for picture in batch]))
@@ -301,6 +307,14 @@ def see(prompts: Sequence[Prompt], model: FastVLM, known: Features | None = None
     if known is not None:
         features |= {picture: features[first[picture.key]] for picture in shown}
     return Seen(features, time.perf_counter() - began, projector_s)
+
+
+def leave_tower(model: FastVLM) -> None:
+    """All pictures are seen: the tower goes, and only then is the language model read."""
+    model.forget_tower()
+    for _, array in tree_flatten(model.language.parameters()):
+        mx.eval(array)
+        mx.clear_cache()  # of what it was made from
 
 
 def prefilled(prompt: Prompt, seen: Seen, prefill_s: float, reused: int = 0) -> Prefilled:

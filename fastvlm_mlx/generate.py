@@ -9,7 +9,21 @@ from typing import Literal
 
 import mlx.core as mx
 
-from .decoding import Batch, Event, Finished, Guesser, Prefilled, Row, Seen, Token, prefilled, read, see
+from .decoding import (
+    PIXELS_AT_ONCE,
+    Batch,
+    Event,
+    Finished,
+    Guesser,
+    Prefilled,
+    Row,
+    Seen,
+    Token,
+    leave_tower,
+    prefilled,
+    read,
+    see,
+)
 from .errors import PromptError
 from .memory import Features, Prefix
 from .models.cache import KVCache
@@ -31,19 +45,23 @@ def stream(
     prefix: Prefix | None = None,
     features: Features | None = None,
     guesser: Guesser | None = None,
+    low_memory: bool = False,
 ) -> Iterator[Event]:
     """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end.
 
     What `prefix` and the prompt begin with in common is not read again; afterwards `prefix` knows the prompt
     and the answer as far as it came. Pictures that `features` knows are not encoded again. What a `guesser`
-    proposes is checked several tokens at a time, if the answer is greedy.
+    proposes is checked several tokens at a time, if the answer is greedy. With `low_memory` pictures are
+    encoded one by one, and then the tower is let go.
     """
     refuse_beyond(context, [prompt])
     mx.reset_peak_memory()
     room = room_for(prompt, context, max_tokens)
     reused, rest = (0, prompt) if prefix is None else prefix.resume(prompt)
     caches = model.language.new_caches() if prefix is None else prefix.caches
-    seen = see([rest], model, features)
+    seen = see([rest], model, features, 1 if low_memory else PIXELS_AT_ONCE)
+    if low_memory:
+        leave_tower(model)
     batch = Batch(model, tokenizer, stop_ids)
     row = _row(tokenizer, sampling, room)
     row.guesser = guesser

@@ -20,7 +20,7 @@ import mlx.core as mx
 
 from . import checkpoint, generate, saved
 from .decoding import Event, Finished, Token
-from .errors import DataError, PromptError
+from .errors import ConfigError, DataError, PromptError
 from .generate import Answer
 from .memory import Features, Prefix, rows
 from .prompt import Picture, Prompt, Text, assemble, opening, positions, render, spread
@@ -59,6 +59,10 @@ class Session:
         features: Features | None = None,
         context: int | None = None,
     ) -> None:
+        if vlm.low_memory:
+            raise ConfigError(
+                "a session may be shown pictures at any time; load the model without low_memory"
+            )
         most = vlm.config.text.context
         self.vlm = vlm
         self.features = Features() if features is None else features

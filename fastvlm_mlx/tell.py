@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ def as_dict(answer: Answer, model: str) -> dict[str, object]:
         "decode_s": round(answer.decode_s, 4),
         "tokens_per_s": round(answer.tokens_per_s, 2),
         "peak_bytes": answer.peak_bytes,
+        "resident_bytes": resident_bytes(),
     }
 
 
@@ -60,8 +62,19 @@ def stats(answer: Answer, frames: int = 0) -> str:
         f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text){known}\n"
         f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
         f"ended by {answer.reason}\n{guessed}"
-        f"memory   {answer.peak_bytes / 2**30:8.2f} GiB at most"
+        f"memory   {answer.peak_bytes / 2**30:8.2f} GiB at most in MLX, "
+        f"{resident_bytes() / 2**30:.2f} GiB resident"
     )
+
+
+def resident_bytes() -> int:
+    """The most memory that this process has had at once."""
+    if sys.platform == "linux":  # where the other figure may be the parent's
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def upload(directory: Path, repo: str, *, private: bool, dry: bool) -> None:

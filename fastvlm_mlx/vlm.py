@@ -40,13 +40,15 @@ def load(
     adapter: str | Path | None = None,
     vision_package: str | Path | None = None,
     group: mx.distributed.Group | None = None,
+    low_memory: bool = False,
 ) -> VLM:
     """Load a model by path, short name (`0.5b`) or hub id, whatever its layout.
 
     `dtype` None computes in the stored type on a GPU and in float32 on the CPU. `adapter` is a directory
     that fine-tuning wrote. `vision_package`, on a Mac, is a Core ML package (`export --target coreml`) to
     run the vision tower in. `group`, of several processes (`mx.distributed.init()`), divides the language
-    model between them: all load it so and ask the same.
+    model between them: all load it so and ask the same. `low_memory` never holds all of the model: it answers
+    one prompt that may have pictures, and lets the vision tower go before the language model is read.
     """
     if isinstance(dtype, str):
         if dtype not in checkpoint.DTYPES:
@@ -57,7 +59,9 @@ def load(
         neural_engine.require()
     if group is not None and group.size() == 1:
         group = None
-    loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened, group)
+    if group is not None and low_memory:
+        raise ConfigError("low memory is of one process; leave it out, or the group")
+    loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened, group, low_memory=low_memory)
     if vision_package is not None:
         tower = neural_engine.load(Path(vision_package).expanduser(), loaded.dtype)
         tower.check(loaded.config.vision)
@@ -83,6 +87,7 @@ class VLM:
         self.layout: str = loaded.layout
         self.dtype: mx.Dtype = loaded.dtype
         self.quantization: Mapping[str, Quantization] = loaded.quantization
+        self.low_memory: bool = loaded.low_memory
 
     def vision(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, H/64, W/64, features)"""
@@ -256,12 +261,15 @@ class VLM:
             context=self.config.text.context,
             max_tokens=max_tokens,
             sampling=Sampling(**sampling),
+            low_memory=self.low_memory,
         )
 
     def _guesser(self, prompt: Prompt, draft: VLM | None, repetitions: bool) -> Guesser | None:
         repeated = Repetitions(prompt) if repetitions else None
         if draft is None:
             return repeated
+        if self.low_memory:
+            raise ConfigError("a draft model is one more in memory; leave it out, or low_memory")
         if self.model.group is not None:
             raise ConfigError("a model divided between processes takes no draft model; leave it out")
         if draft.tokenizer.size != self.tokenizer.size:
@@ -300,6 +308,10 @@ class VLM:
         together. A `Picture` in several of the prompts held is encoded once, and prompts of equal length
         are read side by side: put such prompts next to each other.
         """
+        if self.low_memory:
+            raise ConfigError(
+                "with low_memory one prompt is answered, by `generate`; load the model without it"
+            )
         if batch < 1:
             raise ConfigError(f"batch is {batch}; answer at least 1 prompt at a time")
         coming = iter(prompts)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -160,9 +158,3 @@ def picture() -> bytes:
     held = io.BytesIO()
     Image.fromarray(values).save(held, "JPEG", quality=90)
     return held.getvalue()
-
-
-def resident_bytes() -> int:
-    """The most memory that this process has had at once."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

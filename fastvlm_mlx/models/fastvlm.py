@@ -9,10 +9,21 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import ModelConfig
+from ..errors import PromptError
 from ..prompt import Part, Picture, Prompt
 from .projector import Projector
 from .qwen2 import Group, Qwen2
 from .vision import FastViTHD
+
+
+class Gone(nn.Module):
+    """Where tower and projector were."""
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        raise PromptError(
+            "the vision tower was let go before the first answer, as low_memory asks; "
+            "load the model again to show it other pictures"
+        )
 
 
 class FastVLM(nn.Module):
@@ -44,6 +55,11 @@ class FastVLM(nn.Module):
             return ids
         first = mx.array(self.group.rank() == 0, ids.dtype)  # multiplied, so that all ranks work out theirs
         return mx.distributed.all_sum(ids * first, group=self.group)
+
+    def forget_tower(self) -> None:
+        """Let go of what only pictures need, and of its memory."""
+        self.vision = self.projector = Gone()  # type: ignore[assignment]  # called as they are
+        mx.clear_cache()
 
     def encode_image(self, pixels: mx.array) -> mx.array:
         """(B, H, W, 3) -> (B, tokens, d), tokens in raster order"""

@@ -21,6 +21,13 @@ Mask = mx.array | Literal["causal"] | None
 Group = mx.distributed.Group
 
 
+def added(x: mx.array, matrix: nn.Linear, hidden: mx.array) -> mx.array:
+    """x + matrix(hidden), one operation where the matrix is dense and whole"""
+    if type(matrix) is nn.Linear and "bias" not in matrix:
+        return mx.addmm(x, hidden, matrix.weight.T)
+    return x + matrix(hidden)
+
+
 class Attention(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -29,14 +36,16 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
         self._rope_theta = config.rope_theta
 
-    def __call__(self, x: mx.array, cache: KVCache, position: int | mx.array, mask: Mask) -> mx.array:
+    def __call__(
+        self, x: mx.array, cache: KVCache, position: int | mx.array, mask: Mask, onto: mx.array
+    ) -> mx.array:
         batch, length, _ = x.shape
         heads = self.qkv(x).reshape(batch, length, -1, self._head_dim).swapaxes(1, 2)
-        q, k, v = mx.split(heads, (self._heads, self._heads + self._kv_heads), axis=1)
-        q, k = self._rotated(q, position), self._rotated(k, position)
+        qk, v = mx.split(heads, (self._heads + self._kv_heads,), axis=1)
+        q, k = mx.split(self._rotated(qk, position), (self._heads,), axis=1)
         k, v = cache.extend(k, v)
         x = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._head_dim**-0.5, mask=mask)
-        return self.out(x.swapaxes(1, 2).reshape(batch, length, -1))
+        return added(onto, self.out, x.swapaxes(1, 2).reshape(batch, length, -1))
 
     def shard(self, group: Group) -> None:
         """Keep this rank's queries, with the keys and values that they look at."""
@@ -57,8 +66,8 @@ class MLP(nn.Module):
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down(swiglu(*mx.split(self.gate_up(x), 2, axis=-1)))
+    def __call__(self, x: mx.array, onto: mx.array) -> mx.array:
+        return added(onto, self.down, swiglu(*mx.split(self.gate_up(x), 2, axis=-1)))
 
     def shard(self, group: Group) -> None:
         self.gate_up = shard_linear(self.gate_up, "all-to-sharded", segments=2, group=group)
@@ -74,8 +83,8 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, cache: KVCache, position: int | mx.array, mask: Mask) -> mx.array:
-        x = x + self.attention(self.attention_norm(x), cache, position, mask)
-        return x + self.mlp(self.mlp_norm(x))
+        x = self.attention(self.attention_norm(x), cache, position, mask, onto=x)
+        return self.mlp(self.mlp_norm(x), onto=x)
 
 
 class Gathered(nn.Module):

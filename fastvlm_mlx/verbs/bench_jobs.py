@@ -210,7 +210,7 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
     from .. import progress
     from ..bench import fitting, planning, untrained
     from ..bench.machine import memory_bytes, this_machine
-    from ..bench.measure import Case, interleaved, resident_bytes
+    from ..bench.measure import Case, interleaved
     from ..bench.report import Setting, median
     from ..bench.variants import VARIANTS
     from ..checkpoint import DTYPES
@@ -251,7 +251,7 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
         points = [point for _, point in rows if point]
         best = planning.recommended(points, budget_s)
         name = "random " + ", ".join(variants)
-        setting = Setting(machine, name, dtype, "as listed", None, None, resident_bytes(), complete)
+        setting = Setting(machine, name, dtype, "as listed", None, None, tell.resident_bytes(), complete)
         told = files.write(
             setting,
             [planning.table(rows, budget_s, room, machine)],
@@ -285,7 +285,6 @@ def _measure(turns: Mapping[_Key, Turn], runs: int, tokens: int, measured: Mappi
 
 def _setting(name: str, vlm: VLM, load_s: float | None, cold_s: float | None, complete: bool) -> Setting:
     from ..bench.machine import this_machine
-    from ..bench.measure import resident_bytes
     from ..bench.report import Setting
     from ..evaluate.predictions import described
 
@@ -296,7 +295,7 @@ def _setting(name: str, vlm: VLM, load_s: float | None, cold_s: float | None, co
         quantization=described(vlm.quantization),
         load_s=load_s,
         cold_start_s=cold_s,
-        resident_bytes=resident_bytes(),
+        resident_bytes=tell.resident_bytes(),
         complete=complete,
     )
 

@@ -112,6 +112,13 @@ def generate(
             help="For coreml: what `export --target coreml` wrote. Default: in the model's directory."
         ),
     ] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="Encode the pictures one by one, let go of the vision tower, then read the language model.",
+        ),
+    ] = False,
     revision: Revision = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show the pictures first, on stderr, as blocks of colour.")
@@ -153,6 +160,10 @@ def generate(
         if shard and draft_model:
             raise ConfigError(
                 "--shard takes no draft model; leave one of the two out, or guess by --repetitions"
+            )
+        if low_memory and (shard or draft_model):
+            raise ConfigError(
+                "--low-memory holds part of one model at a time; leave out --shard and --draft-model"
             )
         if vision_package is not None and vision_backend != "coreml":
             raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
@@ -197,7 +208,13 @@ def generate(
         Sampling(**sampling)  # says what is wrong with them before a model is loaded
         package = (vision_package or Path(name)) if vision_backend == "coreml" else None
         vlm = runtime.load(
-            name, dtype, revision=revision, adapter=adapter, vision_package=package, group=group
+            name,
+            dtype,
+            revision=revision,
+            adapter=adapter,
+            vision_package=package,
+            group=group,
+            low_memory=low_memory,
         )
         draft = None if draft_model is None else runtime.load(draft_model, dtype)
         for n, video in videos.items():
