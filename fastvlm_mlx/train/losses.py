@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.fastvlm import FastVLM
-from . import scenes
+from . import disguise, scenes
 from .batches import NOTHING, Rows, Texts
 from .form import EMBEDDING_SCALE
 
@@ -29,7 +29,8 @@ def cell_heads(features: int, early: int, width: int, key: mx.array) -> dict[str
         f"{HEADS}.{name}": (slots * classes, features) for name, (slots, classes) in scenes.HEADS.items()
     }
     sizes |= {f"{HEADS}.early.{name}": (scenes.HEADS[name][1] - 1, early) for name in EARLY_NAMES}
-    rows = {f"{SYMBOLS}.{name}": (slots * classes, width) for name, (slots, classes) in scenes.HEADS.items()}
+    told = {**scenes.HEADS, disguise.HEAD: disguise.SLOTS}
+    rows = {f"{SYMBOLS}.{name}": (slots * classes, width) for name, (slots, classes) in told.items()}
     keys = iter(mx.random.split(key, len(sizes) + len(rows)))
     drawn = {f"{name}.weight": 0.01 * mx.random.normal(size, key=next(keys)) for name, size in sizes.items()}
     drawn |= {
@@ -63,8 +64,9 @@ def cells(
 
 def symbols(raw: Mapping[str, mx.array], targets: Mapping[str, mx.array]) -> mx.array:
     """(P · cells, width): in place of what a projector gives, the sum of a row for all that a cell shows"""
+    heads = {**scenes.HEADS, disguise.HEAD: disguise.SLOTS} if disguise.HEAD in targets else scenes.HEADS
     rows = []
-    for name, (slots, classes) in scenes.HEADS.items():
+    for name, (slots, classes) in heads.items():
         values = targets[name].flatten(0, 1)
         each = mx.take(raw[f"{SYMBOLS}.{name}.weight"], values + classes * mx.arange(slots), axis=0)
         rows.append((each * (values > 0)[..., None]).sum(1))

@@ -36,6 +36,7 @@ class Stage:
     image_size: int = 0  # 0: the model's
     pages: int = 0  # how many of a batch's pictures are full of letters
     alike: bool = False  # every kind of scene as often as any other
+    disguise: float = 0.0  # of the names of shapes and colours, how many are made up; of kind symbols
     decay_steps: int = 0  # the cosine's length where it is not the stage's: one that ends early
 
     def __post_init__(self) -> None:
@@ -43,6 +44,8 @@ class Stage:
             raise ConfigError(f"stage {self.name!r}: steps, batch, questions and rate must be positive")
         if not 0 <= self.pages <= (self.batch if self.kind == "cells" else 0):
             raise ConfigError(f"stage {self.name!r}: pages are of kind 'cells', at most the batch")
+        if not 0 <= self.disguise <= (1 if self.kind == "symbols" else 0):
+            raise ConfigError(f"stage {self.name!r}: disguise is of kind 'symbols', from 0 to 1")
         if not all(weight >= 0 for weight in self.mixture.values()):
             raise ConfigError(f"stage {self.name!r}: the mixture's weights cannot be negative")
 

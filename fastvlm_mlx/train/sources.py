@@ -11,11 +11,12 @@ import numpy as np
 from ..config import IMAGE_MARK
 from ..prompt import render
 from ..tokenizer import Tokenizer
-from . import composing, drawing, questions, scenes
+from . import composing, disguise, drawing, questions, scenes
 from .batches import Batch, Integers, Sample, collate, conversation
 from .recipe import Stage
 
 TOKENS = scenes.GRID**2  # of a scene
+_HIDING = 2  # sets the stream of disguises apart from that of questions
 _BLANK = np.zeros((0, 0, 0, 3), np.uint8)  # no pictures: their cells stand for them
 
 # Once a process: a source is sent to workers anew with every step.
@@ -42,11 +43,15 @@ class Scenes:
         symbols = stage.kind == "symbols"
         pixels = _BLANK if symbols else np.stack([drawing.draw(scene) for scene in shown])
         cells = {} if stage.kind == "answers" else _cells(shown)
+        hiding = np.random.default_rng([self.seed, step, share.rank, _HIDING])
+        disguises = [disguise.drawn(scene, stage.disguise, hiding) for scene in shown]
+        if stage.disguise:
+            cells = disguise.told(cells, disguises)
         if stage.kind in ("cells", "projector"):
             return Batch(pixels, cells)
         rng = np.random.default_rng([self.seed, step, share.rank])
         samples = [
-            self._sample(question, picture, TOKENS)
+            self._sample(disguises[picture].said(question), picture, TOKENS)
             for picture, scene in enumerate(shown)
             for question in chosen(questions.ask(scene, rng), stage, rng)
         ]
