@@ -78,6 +78,11 @@ SECTIONS = {
         "The saved package, read back and run in numpy, against the tower in MLX.",
         ("coremltools",),
     ),
+    "kv": Section(
+        "Packed keys and values",
+        "python benchmarks/kv_cache.py",
+        "A decoder of the 0.5B's size, random weights, float32; the memory is that of a model in float16.",
+    ),
     "memory": Section(
         "Memory of an answer",
         "python benchmarks/memory.py",

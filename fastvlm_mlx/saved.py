@@ -1,7 +1,8 @@
 """A conversation as a file: its words and pictures, and what has been worked out for them.
 
 A safetensors file. Its metadata hold the words as JSON; its tensors are `picture.N` (8 bits where that is all
-there is to it), `features.N`, and `keys.L` and `values.L` of the first `known` positions.
+there is to it), `features.N`, and `keys.L` and `values.L` of the first `known` positions, with `.scales` and
+`.biases` where those are packed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from . import tensorfile
 from .atomic import new_file
-from .config import STRIDE
+from .config import STRIDE, Quantization
 from .errors import CheckpointError, ConfigError, DataError
 from .image import as_bytes, as_floats
 from .prompt import Picture
@@ -41,6 +42,7 @@ class Saved:
     system: str | None
     turns: tuple[SavedTurn, ...]
     known: int  # positions whose keys and values are here
+    packing: Quantization | None = None  # of those
     version: int = VERSION
 
 

@@ -206,15 +206,18 @@ class Session:
         known = self._prefix.common(rows(self.prompt()))
         if known:
             for layer, cache in enumerate(self._prefix.fork(known).caches):
-                worked_out |= zip((f"keys.{layer}", f"values.{layer}"), cache.arrays, strict=True)
-        told = Saved(checkpoint.fingerprint(self.vlm.model), self.system, turns, known)
+                worked_out |= zip(self._widths(layer), cache.arrays, strict=True)
+        told = Saved(
+            checkpoint.fingerprint(self.vlm.model), self.system, turns, known, self.vlm.model.language.packing
+        )
         saved.write(Path(path), told, list(shown.values()), worked_out)
 
     @classmethod
     def restore(
         cls, vlm: VLM, path: str | Path, *, features: Features | None = None, context: int | None = None
     ) -> Session:
-        """Go on with a saved conversation. Another model than it was held with reads it again."""
+        """Go on with a saved conversation. Another model than it was held with reads it again, and so does
+        one that keeps keys and values in other bits."""
         path = Path(path)
         told, pictures, worked_out = saved.read(path)
         session = cls(vlm, told.system, features=features, context=context)
@@ -226,7 +229,8 @@ class Session:
                 raise DataError(f"{path}: an answer holds tokens beyond the vocabulary; save it again")
             session.turns += (session._turn(turn.question, shown, ids),)
         if same:
-            session._take(path, told.known, pictures, worked_out)
+            known = told.known if told.packing == vlm.model.language.packing else 0
+            session._take(path, known, pictures, worked_out)
         return session
 
     def _take(
@@ -235,23 +239,37 @@ class Session:
         """Go on from what a file says has been worked out, if that fits."""
         text, read = self.vlm.config.text, rows(self.prompt())
         layers = range(text.layers if known else 0)
-        held = {(kind, n): (1, text.kv_heads, known, text.head_dim) for kind in _KINDS for n in layers}
-        seen = {("features", n): (picture.positions, text.hidden_size) for n, picture in enumerate(pictures)}
-        for (kind, n), shape in (held | seen).items():
-            found = worked_out.get(f"{kind}.{n}")
+        held = {
+            name: (1, text.kv_heads, known, width) for n in layers for name, width in self._widths(n).items()
+        }
+        seen = {f"features.{n}": (picture.positions, text.hidden_size) for n, picture in enumerate(pictures)}
+        for name, shape in (held | seen).items():
+            found = worked_out.get(name)
             if (
-                (found is None and kind in _KINDS)
+                (found is None and name in held)
                 or (found is not None and found.shape != shape)
                 or known > len(read)
             ):
-                raise DataError(f"{path}: {kind}.{n} is missing or of another shape; save it again")
+                raise DataError(f"{path}: {name} is missing or of another shape; save it again")
         for n, picture in enumerate(pictures):
             if (encoded := worked_out.get(f"features.{n}")) is not None:
                 self.features.put([picture], encoded[None])
         caches = self.vlm.model.language.new_caches()
         for n in layers:
-            caches[n].extend(worked_out[f"keys.{n}"], worked_out[f"values.{n}"])
+            caches[n].append(*(worked_out[name] for name in self._widths(n)))
         self._prefix = Prefix(caches, read[:known])
+
+    def _widths(self, layer: int) -> dict[str, int]:
+        """What a layer's keys and values are saved as, in the cache's order, and how wide each is."""
+        dim, how = self.vlm.config.text.head_dim, self.vlm.model.language.packing
+        parts = {"": dim}
+        if how is not None:
+            parts = {
+                "": dim * how.bits // 32,
+                ".scales": dim // how.group_size,
+                ".biases": dim // how.group_size,
+            }
+        return {f"{kind}.{layer}{part}": width for kind in _KINDS for part, width in parts.items()}
 
     def _asked(self, text: str, pictures: Sequence[Picture]) -> Prompt:
         return assemble(render(text, len(pictures), ""), pictures, self.vlm.tokenizer.encode)

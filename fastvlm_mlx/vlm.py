@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from . import checkpoint, generate, hub, image, lora, neural_engine
 from .checkpoint import Loaded
-from .config import IMAGE_MARK, STRIDE, ImageConfig, ModelConfig, Quantization
+from .config import GROUP_SIZES, IMAGE_MARK, STRIDE, ImageConfig, ModelConfig, Quantization
 from .decoding import Event, Guesser
 from .errors import ConfigError, ImageError, PromptError
 from .generate import Answer
 from .guessing import Both, Draft, Repetitions
+from .models.cache import packing
 from .models.fastvlm import FastVLM
 from .prompt import Clip, Picture, Prompt, assemble, placed, positions, render
 from .reading import Grid, Reading
@@ -41,6 +42,8 @@ def load(
     vision_package: str | Path | None = None,
     group: mx.distributed.Group | None = None,
     low_memory: bool = False,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
 ) -> VLM:
     """Load a model by path, short name (`0.5b`) or hub id, whatever its layout.
 
@@ -49,7 +52,10 @@ def load(
     run the vision tower in. `group`, of several processes (`mx.distributed.init()`), divides the language
     model between them: all load it so and ask the same. `low_memory` never holds all of the model: it answers
     one prompt that may have pictures, and lets the vision tower go before the language model is read.
+    `kv_bits`, 4 or 8, packs keys and values, in groups of `kv_group_size` or as many as divide a head.
     """
+    if kv_bits is not None:
+        packing(kv_bits, kv_group_size, max(GROUP_SIZES))  # says what is wrong before a model is loaded
     if isinstance(dtype, str):
         if dtype not in checkpoint.DTYPES:
             raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(checkpoint.DTYPES)}")
@@ -62,6 +68,9 @@ def load(
     if group is not None and low_memory:
         raise ConfigError("low memory is of one process; leave it out, or the group")
     loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened, group, low_memory=low_memory)
+    if kv_bits is not None:
+        head_dim = loaded.config.text.head_dim
+        loaded.model.language.packing = packing(kv_bits, kv_group_size, head_dim)
     if vision_package is not None:
         tower = neural_engine.load(Path(vision_package).expanduser(), loaded.dtype)
         tower.check(loaded.config.vision)

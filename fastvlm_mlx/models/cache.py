@@ -1,42 +1,112 @@
-"""Keys and values of the positions seen so far, one cache a layer."""
+"""Keys and values of the positions seen so far, one cache a layer, as floats or packed; attention to them."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
+from ..config import GROUP_SIZES, Quantization
+from ..errors import ConfigError
+
+Mask = mx.array | Literal["causal"] | None
 _STEP = 256
+BITS = (4, 8)
+
+
+class Packed(NamedTuple):
+    """(B, kv_heads, L, head_dim) in few bits: words, and a scale and an offset for each group."""
+
+    words: mx.array
+    scales: mx.array
+    biases: mx.array
+    how: Quantization
+
+    @property
+    def floats(self) -> mx.array:
+        return mx.dequantize(self.words, self.scales, self.biases, self.how.group_size, self.how.bits)
+
+
+def packing(bits: int, group_size: int, head_dim: int) -> Quantization:
+    """The largest group that divides a head, and is not larger than asked for."""
+    if bits not in BITS:
+        raise ConfigError(f"keys and values take {' or '.join(map(str, BITS))} bits, not {bits}")
+    if group_size not in GROUP_SIZES:
+        raise ConfigError(f"no group size {group_size}; choose one of {', '.join(map(str, GROUP_SIZES))}")
+    fitting = [size for size in GROUP_SIZES if size <= group_size and head_dim % size == 0]
+    if not fitting:
+        raise ConfigError(
+            f"the model's heads are {head_dim} wide, which no group of {' or '.join(map(str, GROUP_SIZES))} "
+            "divides; keep keys and values as floats"
+        )
+    return Quantization(bits, max(fitting))
+
+
+def attend(q: mx.array, k: mx.array | Packed, v: mx.array | Packed, scale: float, mask: Mask) -> mx.array:
+    """(B, heads, L, head_dim) to what a cache gave"""
+    if isinstance(k, Packed) and isinstance(v, Packed):
+        if q.shape[2] == 1 or mx.default_device() == mx.Device(mx.gpu):
+            return _attend_packed(q, k, v, scale, mask)
+        k, v = (
+            k.floats,
+            v.floats,
+        )  # of one layer; products of many rows with packed matrices are slow on a CPU
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def _attend_packed(q: mx.array, k: Packed, v: Packed, scale: float, mask: Mask) -> mx.array:
+    """Keys and values are never unpacked; the queries of one key are rows of one product."""
+    (batch, heads, length, dim), kv_heads, held = q.shape, k.words.shape[1], k.words.shape[2]
+    rows = (scale * q).reshape(batch, kv_heads, -1, dim)
+    scores = mx.quantized_matmul(rows, *k[:3], True, k.how.group_size, k.how.bits)
+    scores = scores.reshape(batch, heads, length, held)
+    if isinstance(mask, str):
+        mask = mx.arange(held) <= mx.arange(held - length, held)[:, None]
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    weights = mx.softmax(scores, axis=-1, precise=True).reshape(batch, kv_heads, -1, held)
+    return mx.quantized_matmul(weights, *v[:3], False, v.how.group_size, v.how.bits).reshape(q.shape)
 
 
 class KVCache:
     """Grows by steps of 256 positions and is written in place between them.
 
     Rows of unequal length stand with their ends together: the shorter begin with columns that hold nothing.
+    With `how` they are packed as they come, each position by itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, how: Quantization | None = None) -> None:
         self.offset = 0  # columns held
+        self.how = how
         self._empty: tuple[int, ...] = ()  # of each row's columns, if they are not equally long
-        self._keys: mx.array | None = None
-        self._values: mx.array | None = None
+        self._held: tuple[mx.array, ...] = ()  # keys and values, or the parts of both, with room to grow
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array] | tuple[Packed, Packed]:
         """Append (B, kv_heads, L, head_dim); return everything held."""
-        start, end = self.offset, self.offset + keys.shape[2]
-        self._keys = _grown(self._keys, start, end, keys)
-        self._values = _grown(self._values, start, end, values)
-        self._keys[..., start:end, :] = keys
-        self._values[..., start:end, :] = values
+        if self.how is None:
+            held = self.append(keys, values)
+            return held[0], held[1]
+        size, bits = self.how.group_size, self.how.bits
+        held = self.append(*mx.quantize(keys, size, bits), *mx.quantize(values, size, bits))
+        return Packed(*held[:3], self.how), Packed(*held[3:], self.how)
+
+    def append(self, *parts: mx.array) -> list[mx.array]:
+        """What `arrays` would hold of new positions; return everything held."""
+        start, end = self.offset, self.offset + parts[0].shape[2]
+        before: Sequence[mx.array | None] = self._held or [None] * len(parts)
+        self._held = tuple(_grown(held, start, end, part) for held, part in zip(before, parts, strict=True))
+        for held, part in zip(self._held, parts, strict=True):
+            held[..., start:end, :] = part
         self.offset = end
-        return self._keys[..., :end, :], self._values[..., :end, :]
+        return [held[..., :end, :] for held in self._held]
 
     @property
     def position(self) -> int | mx.array:
         """Where what comes next stands, in every row or in each; in all layers alike."""
         return mx.array([self.offset - empty for empty in self._empty]) if self._empty else self.offset
 
-    def mask(self, length: int) -> mx.array | Literal["causal"] | None:
+    def mask(self, length: int) -> Mask:
         """What so many new positions may see, in all layers alike."""
         if not self._empty:
             return "causal" if length > 1 else None
@@ -46,11 +116,11 @@ class KVCache:
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows of the batch."""
-        if self._keys is None or self._values is None:
+        if not self._held:
             return
         chosen, empty = mx.array(rows), [self._empty[row] for row in rows] if self._empty else []
         cut = min(empty, default=0)
-        self._keys, self._values = self._keys[chosen, :, cut:], self._values[chosen, :, cut:]
+        self._held = tuple(held[chosen, :, cut:] for held in self._held)
         self.offset -= cut
         self._empty = tuple(count - cut for count in empty) if any(count > cut for count in empty) else ()
 
@@ -58,24 +128,25 @@ class KVCache:
         """Go on with the rows of both, those of the other last."""
         end = max(self.offset, other.offset)
         empty = [*self._emptied(end), *other._emptied(end)]
-        self._keys = _stacked(self._keys, self.offset, other._keys, other.offset)
-        self._values = _stacked(self._values, self.offset, other._values, other.offset)
+        self._held = tuple(
+            _stacked(first, self.offset, second, other.offset)
+            for first, second in zip(self._held, other._held, strict=True)
+        )
         self._empty = tuple(empty) if any(empty) else ()
         self.offset = end
 
     def row(self, row: int) -> KVCache:
         """One of the rows by itself; what either does from there on is its own."""
         empty = self._empty[row] if self._empty else 0
-        other = KVCache()
+        other = KVCache(self.how)
         other.offset = self.offset - empty
-        if self._keys is not None and self._values is not None:
-            held = slice(row, row + 1), slice(None), slice(empty, self.offset)
-            # Copies: a part of the batch's arrays would keep them whole.
-            other._keys, other._values = self._keys[held] + 0, self._values[held] + 0
+        own = slice(row, row + 1), slice(None), slice(empty, self.offset)
+        # Copies: a part of the batch's arrays would keep them whole.
+        other._held = tuple(held[own] + 0 for held in self._held)
         return other
 
     def _emptied(self, end: int) -> list[int]:
-        rows = 0 if self._keys is None else self._keys.shape[0]
+        rows = self._held[0].shape[0] if self._held else 0
         return [end - self.offset + empty for empty in self._empty or (0,) * rows]
 
     def trim(self, positions: int) -> None:
@@ -84,22 +155,19 @@ class KVCache:
 
     def fork(self, positions: int) -> KVCache:
         """Another that holds the first so many; what either does from there on is its own."""
-        other = KVCache()
+        other = KVCache(self.how)
         other.offset = min(self.offset, positions)
-        if self._keys is not None and self._values is not None:
-            other._keys = self._keys[..., : other.offset, :]
-            other._values = self._values[..., : other.offset, :]
+        other._held = tuple(held[..., : other.offset, :] for held in self._held)
         return other
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [a for a in (self._keys, self._values) if a is not None]
+        """Keys and values; packed, words, scales and biases of the keys, then of the values."""
+        return list(self._held)
 
 
-def _stacked(first: mx.array | None, used: int, second: mx.array | None, others: int) -> mx.array:
+def _stacked(first: mx.array, used: int, second: mx.array, others: int) -> mx.array:
     """Both batches, ends together, with room for a step."""
-    assert first is not None
-    assert second is not None
     end = max(used, others)
     room = -(-(end + 1) // _STEP) * _STEP - end
     parts = [

@@ -7,17 +7,15 @@ untied head, and all go through every step together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.nn.layers.distributed import shard_linear
 
-from ..config import TextConfig
+from ..config import Quantization, TextConfig
 from ..kernels import swiglu
-from .cache import KVCache
+from .cache import KVCache, Mask, attend
 
-Mask = mx.array | Literal["causal"] | None
 Group = mx.distributed.Group
 
 
@@ -43,8 +41,7 @@ class Attention(nn.Module):
         heads = self.qkv(x).reshape(batch, length, -1, self._head_dim).swapaxes(1, 2)
         qk, v = mx.split(heads, (self._heads + self._kv_heads,), axis=1)
         q, k = mx.split(self._rotated(qk, position), (self._heads,), axis=1)
-        k, v = cache.extend(k, v)
-        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._head_dim**-0.5, mask=mask)
+        x = attend(q, *cache.extend(k, v), scale=self._head_dim**-0.5, mask=mask)
         return added(onto, self.out, x.swapaxes(1, 2).reshape(batch, length, -1))
 
     def shard(self, group: Group) -> None:
@@ -110,6 +107,7 @@ class Qwen2(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         if not config.tied:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.packing: Quantization | None = None  # of keys and values
 
     def __call__(self, rows: mx.array, caches: Sequence[KVCache]) -> mx.array:
         """(B, L, d) -> (B, L, d)"""
@@ -131,4 +129,4 @@ class Qwen2(nn.Module):
             self.head = Gathered(self.head, group)  # type: ignore[assignment]  # called as the other is
 
     def new_caches(self) -> list[KVCache]:
-        return [KVCache() for _ in self.layers]
+        return [KVCache(self.packing) for _ in self.layers]

@@ -16,6 +16,8 @@ from .options import (
     GridOption,
     ImageMode,
     ImageSize,
+    KvBits,
+    KvGroupSize,
     MaxTiles,
     MaxTokens,
     MinP,
@@ -60,6 +62,8 @@ def chat(
     max_tiles: MaxTiles = None,
     reference: Reference = False,
     dtype: Dtype = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = 64,
     revision: Revision = None,
     preview: Annotated[
         bool, typer.Option("--preview/--no-preview", help="Show pictures, in terminals that can.")
@@ -113,7 +117,9 @@ def chat(
     from ..lines import reader
     from ..session import Session
 
-    vlm = runtime.load(name, dtype, revision=revision, adapter=adapter)
+    vlm = runtime.load(
+        name, dtype, revision=revision, adapter=adapter, kv_bits=kv_bits, kv_group_size=kv_group_size
+    )
     session = Session(vlm) if resume is None else Session.restore(vlm, resume)
     if system is not None:
         session.system = system

@@ -20,6 +20,8 @@ from .options import (
     GridOption,
     ImageMode,
     ImageSize,
+    KvBits,
+    KvGroupSize,
     MaxFrames,
     MaxTiles,
     MaxTokens,
@@ -112,6 +114,8 @@ def generate(
             help="For coreml: what `export --target coreml` wrote. Default: in the model's directory."
         ),
     ] = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = 64,
     low_memory: Annotated[
         bool,
         typer.Option(
@@ -215,8 +219,14 @@ def generate(
             vision_package=package,
             group=group,
             low_memory=low_memory,
+            kv_bits=kv_bits,
+            kv_group_size=kv_group_size,
         )
-        draft = None if draft_model is None else runtime.load(draft_model, dtype)
+        draft = (
+            None
+            if draft_model is None
+            else runtime.load(draft_model, dtype, kv_bits=kv_bits, kv_group_size=kv_group_size)
+        )
         for n, video in videos.items():
             clips[n] = vlm.clip(
                 video, image_size, image_mode, grid=cells, max_tiles=max_tiles, reference=reference

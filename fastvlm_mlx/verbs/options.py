@@ -91,6 +91,22 @@ Dtype = Annotated[
     str | None,
     typer.Option(metavar="float16|bfloat16|float32", help="Compute in this type. Default: as stored."),
 ]
+KvBits = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bits",
+        metavar="4|8",
+        help="Keep keys and values in so many bits: a quarter or half of their memory in half precision.",
+    ),
+]
+KvGroupSize = Annotated[
+    int,
+    typer.Option(
+        "--kv-group-size",
+        metavar="32|64|128",
+        help="Of --kv-bits: values that share a scale; where it does not divide a head, the next smaller.",
+    ),
+]
 UploadRepo = Annotated[str | None, typer.Option(help="Upload the result to this hub repository.")]
 HubPrivate = Annotated[bool, typer.Option("--hub-private", help="Make that repository private.")]
 DryRun = Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from .. import tell
 from ..errors import ConfigError
-from .options import AdapterPath, Dtype, Model, Revision, named
+from .options import AdapterPath, Dtype, KvBits, KvGroupSize, Model, Revision, named
 
 KEY_VARIABLE = "FASTVLM_MLX_API_KEY"
 _NEEDED = ("starlette", "uvicorn", "prometheus_client", "llguidance")
@@ -50,6 +50,8 @@ def serve(
         float, typer.Option(min=0, help="Seconds that answers get to end when the server is stopped.")
     ] = 30.0,
     dtype: Dtype = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = 64,
     revision: Revision = None,
 ) -> None:
     """Answer OpenAI's chat completions on a port, with a page for the camera.
@@ -88,7 +90,14 @@ def serve(
     )
     listening = bound(host, port)
     engine = Engine(
-        lambda: load(named_model, dtype, revision=revision, adapter=adapter),
+        lambda: load(
+            named_model,
+            dtype,
+            revision=revision,
+            adapter=adapter,
+            kv_bits=kv_bits,
+            kv_group_size=kv_group_size,
+        ),
         places=batch,
         feature_bytes=int(kept * _OF_PICTURES),
         prefix_bytes=int(kept * (1 - _OF_PICTURES)),
