@@ -16,6 +16,7 @@ from .options import (
     GridOption,
     ImageMode,
     ImageSize,
+    Kernels,
     MaxTiles,
     MaxTokens,
     MinP,
@@ -60,6 +61,7 @@ def chat(
     max_tiles: MaxTiles = None,
     reference: Reference = False,
     dtype: Dtype = None,
+    kernels: Kernels = None,
     revision: Revision = None,
     preview: Annotated[
         bool, typer.Option("--preview/--no-preview", help="Show pictures, in terminals that can.")

@@ -10,7 +10,7 @@ import typer
 
 from .. import tell
 from ..reading import named
-from .options import Dtype, GridOption, ImageMode, ImageSize, MaxTiles, Revision, checked_grid
+from .options import Dtype, GridOption, ImageMode, ImageSize, Kernels, MaxTiles, Revision, checked_grid
 
 
 def evaluate(
@@ -50,6 +50,7 @@ def evaluate(
     grid: GridOption = None,
     max_tiles: MaxTiles = None,
     dtype: Dtype = None,
+    kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
     """Score a model on questions with known answers.

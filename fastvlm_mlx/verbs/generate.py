@@ -20,6 +20,7 @@ from .options import (
     GridOption,
     ImageMode,
     ImageSize,
+    Kernels,
     MaxFrames,
     MaxTiles,
     MaxTokens,
@@ -81,6 +82,7 @@ def generate(
     frames: Frames = None,
     reference: Reference = False,
     dtype: Dtype = None,
+    kernels: Kernels = None,
     draft_model: Annotated[
         str | None,
         typer.Option(

@@ -10,7 +10,7 @@ import typer
 
 from .. import tell
 from ..errors import ConfigError
-from .options import AdapterPath, Dtype, Model, Revision, named
+from .options import AdapterPath, Dtype, Kernels, Model, Revision, named
 
 KEY_VARIABLE = "FASTVLM_MLX_API_KEY"
 _NEEDED = ("starlette", "uvicorn", "prometheus_client", "llguidance")
@@ -50,6 +50,7 @@ def serve(
         float, typer.Option(min=0, help="Seconds that answers get to end when the server is stopped.")
     ] = 30.0,
     dtype: Dtype = None,
+    kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
     """Answer OpenAI's chat completions on a port, with a page for the camera.
