@@ -58,8 +58,8 @@ _HALF_TANH = Odd(  # to 1.8e-8, and 3.0e-8 beyond the limit
     (1.0, 0.467064924, 0.0258419694, 0.000327138111, 7.70263885e-07),
 ).half_of(0.5)
 _TAIL = (  # of the bell beyond a, as a power of this polynomial; a times it to 2.1e-7
-    *(1.04427484, 0.0520639778, 0.0221137171, 0.00337051033),
-    *(7.53223245e-05, 3.96492194e-05, 6.98801e-06),
+    *(1.04427484, 0.0520639779, 0.0221137169, 0.00337051047),
+    *(7.53223235e-05, 3.96491954e-05, 6.9880152e-06),
 )
 _GELU_SLOPE = Odd(  # less its 1/2; to 7e-5, which a gradient does not notice
     4.5,

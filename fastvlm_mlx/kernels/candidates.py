@@ -89,4 +89,4 @@ def with_gradient_of(
     def _(primals: tuple[mx.array, ...], cotangent: mx.array, _: mx.array) -> tuple[mx.array, ...]:
         return tuple(mx.vjp(plain, list(primals), [cotangent])[1])
 
-    return function  # type: ignore[no-any-return]
+    return function  # type: ignore[return-value]

@@ -124,7 +124,8 @@ def _marks(where: str, dtype: mx.Dtype) -> _Marks:
 
 def _setting(where: str, dtype: mx.Dtype) -> str:
     chip = mx.device_info().get("device_name", "unknown")
-    return f"{chip}, {where}, MLX {mx.__version__}, {str(dtype).rpartition('.')[2]}"
+    version: str = mx.__version__  # type: ignore[attr-defined]
+    return f"{chip}, {where}, MLX {version}, {str(dtype).rpartition('.')[2]}"
 
 
 def _stored() -> dict[str, _Marks]:
