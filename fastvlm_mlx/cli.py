@@ -26,6 +26,7 @@ from .verbs.options import MODEL_VARIABLE as MODEL_VARIABLE
 from .verbs.scenes import scenes
 from .verbs.serve import serve
 from .verbs.train import train
+from .verbs.tune import tune
 
 _TERMINATED = 128 + signal.SIGTERM
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]  # Typer carries its own copy of click
@@ -60,11 +61,12 @@ _VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "eval": evaluate,
     "bench": bench,
+    "tune": tune,
     "train": train,
     "scenes": scenes,
     "models": models,
 }
-_ALONE = ("bench", "chat", "models", "serve")  # of use without arguments
+_ALONE = ("bench", "chat", "models", "serve", "tune")  # of use without arguments
 for name, verb in _VERBS.items():
     app.command(name, no_args_is_help=name not in _ALONE)(verb)
 

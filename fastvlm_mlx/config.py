@@ -24,6 +24,9 @@ STRIDE = 64  # pixels per visual token, each way: the stem's 4, then four halvin
 IMAGE_MARK = "<image>"  # where a picture goes in a text; never a token
 SQUARE_MODES = ("pad", "crop", "stretch")  # how a picture becomes one; a model is made for one of these
 
+KERNELS_VARIABLE = "FASTVLM_MLX_KERNELS"
+KERNEL_MODES = ("tuned", "stock")  # what was found fastest on this machine, or MLX's own
+
 GROUP_SIZES = (32, 64, 128)
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -206,3 +209,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _listed(values: tuple[int, ...]) -> str:
     return ", ".join(map(str, values[:-1])) + f" or {values[-1]}"
+
+
+def kernel_mode(named: str) -> str:
+    if named not in KERNEL_MODES:
+        raise ConfigError(
+            f"no kernels {named!r} (--kernels or {KERNELS_VARIABLE}); choose one of {', '.join(KERNEL_MODES)}"
+        )
+    return named

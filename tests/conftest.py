@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 goldens ask for float32 products on every device
+os.environ["FASTVLM_MLX_CACHE"] = ""  # what was measured on this machine decides no test
 
 import fastvlm_mlx  # isort: skip  - prefers OpenBLAS before mlx loads
 import checkpoints
@@ -97,6 +98,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     """The installed command's entry, in this process."""
     for name in (cli.MODEL_VARIABLE, "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FASTVLM_MLX_KERNELS", "tuned")  # put back afterwards, as options set it
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("NO_COLOR", "1")
 

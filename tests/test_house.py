@@ -94,6 +94,7 @@ def test_the_converter_does_not_squat_a_common_name() -> None:
 def test_evaluation_happens_only_where_it_is_expected() -> None:
     allowed = {
         "decoding",
+        "kernels.measure",
         "checkpoint",
         "tensorfile",
         "saved",

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from .activation import gelu, swiglu
-from .depthwise import Convolution, stock, toeplitz
+from .attention import Attention
+from .choice import chosen
+from .depthwise import Convolution, Depthwise, stock, toeplitz
 
-__all__ = ["Convolution", "by_rows", "depthwise", "gelu", "stock", "swiglu", "toeplitz"]
+__all__ = ["Convolution", "attend", "by_rows", "depthwise", "gelu", "stock", "swiglu", "toeplitz"]
 
 _RUN_FLOATS = 2**20
 
@@ -27,6 +29,24 @@ def by_rows(layer: Callable[[mx.array], mx.array], x: mx.array, width: int) -> m
 
 
 def depthwise(weight: mx.array, stride: int) -> Convolution:
-    """The best depthwise convolution for these weights on this device."""
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    return stock(weight, stride) if on_gpu or weight.dtype != mx.float32 else toeplitz(weight, stride)
+    """The best depthwise convolution for these weights on this device; which one it is is decided once."""
+    prepared: Convolution | None = None
+
+    def convolve(x: mx.array) -> mx.array:
+        nonlocal prepared
+        if prepared is None:
+            rows, columns, channels = x.shape[1:]
+            widening = weight.shape[0] // channels
+            problem = Depthwise(channels, weight.shape[1], stride, widening, rows, columns)
+            candidate = chosen(problem, weight.dtype)
+            prepared = candidate.make(weight, stride)
+        return prepared(x)
+
+    return convolve
+
+
+def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """The tower's attention: q, k, v (B, heads, N, head_dim), scaled beforehand."""
+    _, heads, tokens, head_dim = q.shape
+    y: mx.array = chosen(Attention(heads, head_dim, tokens), q.dtype).make(q, k, v)
+    return y

@@ -5,10 +5,17 @@ which would land in the first answer. There, MLX's erf and exp go one value at a
 multiply-adds of whole arrays are quicker (`benchmarks/against_mlx_vlm.py`).
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .candidates import CPU, GPUS, Candidate, Step, noise
+from .choice import chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,7 @@ class Odd:
     p: tuple[float, ...]
     q: tuple[float, ...]
 
-    def half_of(self, s: float) -> "Odd":
+    def half_of(self, s: float) -> Odd:
         """x -> f(s·x)/2, the scales worked into the coefficients"""
         p, q = ([c * s ** (2 * power) for power, c in enumerate(part)] for part in (self.p, self.q))
         return Odd(self.limit / s, tuple(0.5 * s * c for c in p), tuple(q))
@@ -30,10 +37,10 @@ class Odd:
     def __call__(self, x: mx.array) -> mx.array:
         t = mx.clip(x, -self.limit, self.limit)
         square = t * t
-        return t * _horner(self.p, square) / _horner(self.q, square)
+        return t * horner(self.p, square) / horner(self.q, square)
 
 
-def _horner(coefficients: tuple[float, ...], x: mx.array) -> mx.array:
+def horner(coefficients: tuple[float, ...], x: mx.array) -> mx.array:
     y = coefficients[-1] * x + coefficients[-2]
     for coefficient in coefficients[-3::-1]:
         y = y * x + coefficient
@@ -50,6 +57,10 @@ _HALF_TANH = Odd(  # to 1.8e-8, and 3.0e-8 beyond the limit
     (0.999999906, 0.133731956, 0.00348657931, 2.04717872e-05, 1.31841639e-08),
     (1.0, 0.467064924, 0.0258419694, 0.000327138111, 7.70263885e-07),
 ).half_of(0.5)
+_TAIL = (  # of the bell beyond a, as a power of this polynomial; a times it to 2.1e-7
+    *(1.04427484, 0.0520639779, 0.0221137169, 0.00337051047),
+    *(7.53223235e-05, 3.96491954e-05, 6.9880152e-06),
+)
 _GELU_SLOPE = Odd(  # less its 1/2; to 7e-5, which a gradient does not notice
     4.5,
     (0.798211113, -0.0269910302, 0.0142146424, 0.000128301657),
@@ -70,28 +81,27 @@ _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
 _FEW = 32_768  # elements below which one slow operation costs less than twenty quick ones
+_MANY = 2**20  # elements that tell how long one takes
 
 
 def _on_gpu() -> bool:
     return mx.default_device() == mx.Device(mx.gpu)
 
 
-def _worth_it(x: mx.array) -> bool:
-    return x.dtype == mx.float32 and x.size > _FEW
-
-
 def gelu(x: mx.array) -> mx.array:
     """By the error function, as the reference."""
-    if _on_gpu():
-        return _fused_gelu(x)
-    return _quick_gelu(x) if _worth_it(x) else _gelu(x)  # type: ignore[return-value]
+    if x.size <= _FEW and not _on_gpu():
+        return _gelu(x)
+    y: mx.array = chosen(Gelu(min(x.size, _MANY)), x.dtype).make(x)
+    return y
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) · up"""
     if _on_gpu():
         return _fused_swiglu(gate, up)
-    return _quick_swiglu(gate, up) if _worth_it(gate) else _swiglu(gate, up)  # type: ignore[return-value]
+    worth_it = gate.dtype == mx.float32 and gate.size > _FEW
+    return _quick_swiglu(gate, up) if worth_it else _swiglu(gate, up)  # type: ignore[return-value]
 
 
 # Autodiff through the rational functions would double their many operations. Training alone takes gradients,
@@ -99,6 +109,16 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 @mx.custom_function
 def _quick_gelu(x: mx.array) -> mx.array:
     return x * (0.5 + _HALF_ERF(x))
+
+
+@mx.custom_function
+def _power_gelu(x: mx.array) -> mx.array:
+    """max(x, 0) less |x| times the bell's tail beyond |x|, 1/P(|x|)^16, which vanishes far out by itself."""
+    size = mx.abs(x)
+    power = horner(_TAIL, size)
+    for _ in range(4):
+        power = mx.square(power)
+    return mx.maximum(x, 0.0) - size / power
 
 
 @mx.custom_function
@@ -118,11 +138,54 @@ def _swiglu_gradients(gate: mx.array, up: mx.array, cotangent: mx.array) -> tupl
     return cotangent * up * (logistic + silu * (1 - logistic)), cotangent * silu
 
 
-@_quick_gelu.vjp
-def _(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+def _gelu_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
     return _gelu_gradient(x, cotangent)
+
+
+_quick_gelu.vjp(_gelu_vjp)
+_power_gelu.vjp(_gelu_vjp)
 
 
 @_quick_swiglu.vjp
 def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
     return _swiglu_gradients(*primals, cotangent)
+
+
+TABLE = (
+    Candidate("compiled", _fused_gelu, GPUS),
+    Candidate("erf", _gelu, (CPU,)),
+    Candidate("rational", _quick_gelu, (CPU,), (mx.float32,), unmeasured=(CPU,)),
+    Candidate("powers", _power_gelu, (CPU,), (mx.float32,)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gelu:
+    values: int
+
+    @property
+    def table(self) -> tuple[Candidate, ...]:
+        return TABLE
+
+    @property
+    def key(self) -> str:
+        return "GELU"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.values} values"
+
+    def small(self) -> Gelu:
+        return Gelu(20_000)
+
+    def grown(self) -> Gelu:
+        return Gelu(_MANY)
+
+    def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:
+        return (3 * noise(0, (self.values,), dtype),)
+
+    def expected(self, *inputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.array([x * (1 + math.erf(x * math.sqrt(0.5))) / 2 for x in inputs[0]])
+
+    def step(self, candidate: Candidate, inputs: tuple[mx.array, ...]) -> Step:
+        return lambda: candidate.make(*inputs)

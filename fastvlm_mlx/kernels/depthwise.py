@@ -7,11 +7,19 @@ A candidate takes weight and stride, prepares what it can once, and returns the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from . import blocks
+from .candidates import CPU, GPUS, Candidate, Step, device, noise, with_gradient_of
 
 Convolution = Callable[[mx.array], mx.array]
 _TILE = (4, 4)  # output pixels computed by one row of the matrix product
+_ENOUGH = 2**20  # values that keep a GPU busy for longer than starting it takes
 
 
 def stock(weight: mx.array, stride: int) -> Convolution:
@@ -30,9 +38,9 @@ def stock(weight: mx.array, stride: int) -> Convolution:
     return convolve
 
 
-def toeplitz(weight: mx.array, stride: int) -> Convolution:
+def toeplitz(weight: mx.array, stride: int, most: tuple[int, int] = _TILE) -> Convolution:
     """For the CPU, whose stock convolution loops: per channel one product of input windows with a matrix
-    that holds the kernel once for each output pixel of a tile."""
+    that holds the kernel once for each output pixel of a tile, which is at `most` so large."""
     size = weight.shape[1]
     prepared: dict[tuple[int, tuple[int, int]], mx.array] = {}
 
@@ -45,7 +53,7 @@ def toeplitz(weight: mx.array, stride: int) -> Convolution:
     def convolve(x: mx.array, weight: mx.array) -> mx.array:
         batch, height, width, channels = x.shape
         rows, columns = ((side - 1) // stride + 1 for side in (height, width))
-        tile = (min(_TILE[0], rows), min(_TILE[1], columns))
+        tile = (min(most[0], rows), min(most[1], columns))
         down, across = -(-rows // tile[0]), -(-columns // tile[1])
         y = _windows(x, size, stride, tile) @ matrices(channels, tile)
         y = y.reshape(channels, batch, down, across, -1, *tile).transpose(1, 2, 5, 3, 6, 4, 0)
@@ -137,3 +145,80 @@ def _matrices(weight: mx.array, channels: int, tile: tuple[int, int], stride: in
         slack[0] * line + slack[1],
     )
     return linked.reshape(channels, (slack[0] + size) * (slack[1] + size), -1)
+
+
+def registers(weight: mx.array, stride: int, block: blocks.Block = (4, 4)) -> Convolution:
+    """For GPUs: see `blocks`."""
+    kernel, where, arranged = weight.shape[1], device(), blocks.taps(weight)
+
+    def quick(x: mx.array, weight: mx.array) -> mx.array:
+        return blocks.convolve(x, arranged, kernel, stride, block, where)
+
+    def plain(x: mx.array, weight: mx.array) -> mx.array:
+        return stock(weight, stride)(x)
+
+    convolve = with_gradient_of(plain, quick)
+    return lambda x: convolve(x, weight)
+
+
+TABLE = (
+    Candidate("stock", stock),
+    Candidate("toeplitz 4x4", toeplitz, (CPU,), (mx.float32,), unmeasured=(CPU,)),
+    Candidate("toeplitz 4x8", partial(toeplitz, most=(4, 8)), (CPU,), (mx.float32,)),
+    Candidate("toeplitz 8x8", partial(toeplitz, most=(8, 8)), (CPU,), (mx.float32,)),
+    Candidate("registers 2x4", partial(registers, block=(2, 4)), GPUS, source=blocks.BODY),
+    Candidate("registers 4x4", partial(registers, block=(4, 4)), GPUS, source=blocks.BODY),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Depthwise:
+    """A convolution of that layer, of a picture of so many rows and columns."""
+
+    channels: int
+    kernel: int
+    stride: int
+    widening: int
+    rows: int
+    columns: int
+
+    @property
+    def table(self) -> tuple[Candidate, ...]:
+        return TABLE
+
+    @property
+    def key(self) -> str:
+        widened = f", {self.widening} outputs each" if self.widening > 1 else ""
+        return f"depthwise {self.kernel}x{self.kernel}/{self.stride}, {self.channels} channels{widened}"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.rows}x{self.columns}"
+
+    def small(self) -> Depthwise:
+        # 5 × 9 outputs: whole blocks and parts of them
+        return replace(self, rows=4 * self.stride + 1, columns=8 * self.stride + 1)
+
+    def grown(self) -> Depthwise:
+        times = 1
+        while times * times * self.rows * self.columns * self.channels < _ENOUGH:
+            times *= 2
+        return replace(self, rows=times * self.rows, columns=times * self.columns)
+
+    def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:
+        weight = noise(1, (self.widening * self.channels, self.kernel, self.kernel, 1), dtype)
+        return noise(0, (1, self.rows, self.columns, self.channels), dtype), weight
+
+    def expected(self, *inputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        x, weight = inputs
+        margin = self.kernel // 2
+        padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (self.kernel, self.kernel), (1, 2))
+        windows = windows[:, :: self.stride, :: self.stride]  # (B, rows, columns, C, k, k)
+        parts = np.split(weight[..., 0], self.widening)
+        return np.concatenate([np.einsum("brcxij,xij->brcx", windows, part) for part in parts], axis=-1)
+
+    def step(self, candidate: Candidate, inputs: tuple[mx.array, ...]) -> Step:
+        x, weight = inputs
+        convolve = candidate.make(weight, self.stride)
+        return lambda: convolve(x)

@@ -48,7 +48,7 @@ def attend(q: mx.array, k: mx.array | Packed, v: mx.array | Packed, scale: float
     if isinstance(k, Packed) and isinstance(v, Packed):
         if q.shape[2] == 1 or mx.default_device() == mx.Device(mx.gpu):
             return _attend_packed(q, k, v, scale, mask)
-        k, v = k.floats, v.floats  # of one layer: products of many rows with packed matrices are slow on a CPU
+        k, v = k.floats, v.floats  # of one layer: a CPU is slow at many rows by packed matrices
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 

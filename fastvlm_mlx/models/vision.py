@@ -100,7 +100,7 @@ class Attention(nn.Module):
         x = mx.fast.layer_norm(x.reshape(batch, height * width, dim), None, None, _LAYER_NORM_EPS)
         qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self._head_dim)
         q, k, v = (part.squeeze(2).swapaxes(1, 2) for part in mx.split(qkv, 3, axis=2))
-        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0)  # (B, heads, N, head_dim)
+        x = kernels.attend(q, k, v)  # (B, heads, N, head_dim)
         return self.proj(x.swapaxes(1, 2).reshape(batch, height, width, dim))
 
 

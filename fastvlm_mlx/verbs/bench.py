@@ -11,6 +11,7 @@ import typer
 from .. import hub, tell
 from ..errors import ConfigError
 from . import bench_jobs as jobs
+from .kernel_jobs import try_out
 from .options import MODEL_VARIABLE, Dtype, GridOption, ImageMode, MaxTiles, Revision, checked_grid
 
 
@@ -67,6 +68,14 @@ def bench(
     memory: Annotated[
         str | None, typer.Option(help="For --plan: at most so much, 4GB… Default: the machine's.")
     ] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Time the ways to compute each of the tower's operations instead, as `fastvlm-mlx tune` "
+            "does, and keep nothing.",
+        ),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every run here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     plot: Annotated[
@@ -88,12 +97,18 @@ def bench(
       fastvlm-mlx bench --random 7b --runs 3 --json bench.json --paper --roofline
       fastvlm-mlx bench --against vit-l-14@336,llava-onevision
       fastvlm-mlx bench --model 0.5b --against transformers
+      fastvlm-mlx bench --kernels --sizes 1024
       fastvlm-mlx bench --plan --ttft 200ms --memory 4GB
     """
     from ..atomic import require_writable
 
     if model is not None and random is not None:
         raise ConfigError("--model and --random name two models; give one of them")
+    if kernels and (plan or against or paper or roofline or plot or batch > 1 or image_mode is not None):
+        raise ConfigError(
+            "--kernels times single operations of whole squares; leave --plan, --against, --paper, "
+            "--roofline, --plot, --batch and --image-mode out"
+        )
     if plan and (model or against or paper or roofline):
         raise ConfigError(
             "--plan makes up models of every size; leave --model, --against, --paper and --roofline out"
@@ -130,7 +145,9 @@ def bench(
         model, random, listed, batch, runs, tokens, cold, dtype, revision, image_mode, cells, max_tiles
     )
     files = jobs.Files(json_file, markdown, plot)
-    if plan:
+    if kernels:
+        try_out(asked, files)
+    elif plan:
         jobs.plan(asked, ttft or "", memory, files)
     elif against:
         jobs.against(asked, against, files)

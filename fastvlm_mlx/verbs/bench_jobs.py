@@ -132,7 +132,7 @@ def against(asked: Asked, names: str, files: Files) -> None:
     pairs = rivalry.pairs_of(rivalry.named(names), asked.sizes)
     ours = sorted({size for sizes in pairs.values() for size, _ in sizes})
     if asked.random:
-        width, config = DTYPES[_dtype(asked.dtype)].size, _variant(asked.random)
+        width, config = DTYPES[dtype_named(asked.dtype)].size, variant_named(asked.random)
         extra = rivalry.weight_bytes(list(pairs), width)
         need = fitting.needed(config, max(ours), 1, width) + extra
         if need > memory_bytes():
@@ -217,10 +217,10 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
 
     budget_s, machine = seconds(ttft, "--ttft"), this_machine()
     room = min(size_bytes(memory, "--memory") if memory else float(memory_bytes()), float(memory_bytes()))
-    dtype = _dtype(asked.dtype)
+    dtype = dtype_named(asked.dtype)
     variants = [asked.random] if asked.random else list(VARIANTS)
     for variant in variants:
-        _variant(variant)
+        variant_named(variant)
     # On the CPU packed matrices are dequantized on load: no faster and no smaller.
     bits: list[int | None] = [None, 8, 4] if _on_gpu() else [None]
     choices = planning.choices(variants, bits, asked.sizes or fitting.SIZES, DTYPES[dtype].size)
@@ -330,7 +330,7 @@ def _model(asked: Asked, paper: bool) -> tuple[VLM, float | None, list[int]]:
         return asked.case(size).reading().sides(*SIDES)
 
     if asked.random:
-        config, dtype = _variant(asked.random), DTYPES[_dtype(asked.dtype)]
+        config, dtype = variant_named(asked.random), DTYPES[dtype_named(asked.dtype)]
         listed = sizes(config, dtype.size)
         return untrained.build(config, dtype), None, listed
     began = perf_counter()
@@ -339,7 +339,7 @@ def _model(asked: Asked, paper: bool) -> tuple[VLM, float | None, list[int]]:
     return vlm, load_s, sizes(vlm.config, vlm.dtype.size)
 
 
-def _variant(name: str) -> ModelConfig:
+def variant_named(name: str) -> ModelConfig:
     from ..bench.variants import VARIANTS
 
     if name not in VARIANTS:
@@ -347,7 +347,7 @@ def _variant(name: str) -> ModelConfig:
     return VARIANTS[name]
 
 
-def _dtype(asked: str | None) -> str:
+def dtype_named(asked: str | None) -> str:
     from ..checkpoint import DTYPES
 
     chosen = asked or ("float16" if _on_gpu() else "float32")

@@ -17,6 +17,7 @@ from .options import (
     Dtype,
     ImageMode,
     ImageSize,
+    Kernels,
     MaxTokens,
     MinP,
     Model,
@@ -81,6 +82,7 @@ def caption(
     image_mode: ImageMode = None,
     reference: Reference = False,
     dtype: Dtype = None,
+    kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
     """Caption many pictures, each exactly once.

@@ -16,6 +16,7 @@ from .options import (
     GridOption,
     ImageMode,
     ImageSize,
+    Kernels,
     KvBits,
     KvGroupSize,
     MaxTiles,
@@ -64,6 +65,7 @@ def chat(
     dtype: Dtype = None,
     kv_bits: KvBits = None,
     kv_group_size: KvGroupSize = 64,
+    kernels: Kernels = None,
     revision: Revision = None,
     preview: Annotated[
         bool, typer.Option("--preview/--no-preview", help="Show pictures, in terminals that can.")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from .options import Dtype, GridOption, ImageMode, ImageSize, MaxTiles, Revision, checked_grid
+from .options import Dtype, GridOption, ImageMode, ImageSize, Kernels, MaxTiles, Revision, checked_grid
 
 
 def evaluate(
@@ -49,6 +49,7 @@ def evaluate(
     grid: GridOption = None,
     max_tiles: MaxTiles = None,
     dtype: Dtype = None,
+    kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
     """Score a model on questions with known answers.

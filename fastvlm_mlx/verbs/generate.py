@@ -20,6 +20,7 @@ from .options import (
     GridOption,
     ImageMode,
     ImageSize,
+    Kernels,
     KvBits,
     KvGroupSize,
     MaxFrames,
@@ -83,6 +84,7 @@ def generate(
     frames: Frames = None,
     reference: Reference = False,
     dtype: Dtype = None,
+    kernels: Kernels = None,
     draft_model: Annotated[
         str | None,
         typer.Option(

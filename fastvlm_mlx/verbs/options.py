@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import hub, tell
-from ..config import STRIDE
+from ..config import KERNELS_VARIABLE, STRIDE, kernel_mode
 from ..reading import MAX_FRAMES, MAX_TILES, Grid, Reading, parsed_grid
 
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
@@ -111,6 +112,26 @@ UploadRepo = Annotated[str | None, typer.Option(help="Upload the result to this 
 HubPrivate = Annotated[bool, typer.Option("--hub-private", help="Make that repository private.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Upload nothing: list the files and sizes that would be.")
+]
+
+
+def _use_kernels(mode: str | None) -> str | None:
+    """By the variable, which child processes see as well."""
+    if mode is not None:
+        os.environ[KERNELS_VARIABLE] = kernel_mode(mode)
+    return mode
+
+
+Kernels = Annotated[
+    str | None,
+    typer.Option(
+        "--kernels",
+        metavar="tuned|stock",
+        envvar=KERNELS_VARIABLE,
+        callback=_use_kernels,
+        help="tuned takes what `fastvlm-mlx tune`, or on a GPU the first answer, found to be fastest; stock "
+        "takes MLX's own operations. Default: tuned.",
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 

@@ -10,7 +10,7 @@ import typer
 
 from .. import tell
 from ..errors import ConfigError
-from .options import AdapterPath, Dtype, KvBits, KvGroupSize, Model, Revision, named
+from .options import AdapterPath, Dtype, Kernels, KvBits, KvGroupSize, Model, Revision, named
 
 KEY_VARIABLE = "FASTVLM_MLX_API_KEY"
 _NEEDED = ("starlette", "uvicorn", "prometheus_client", "llguidance")
@@ -52,6 +52,7 @@ def serve(
     dtype: Dtype = None,
     kv_bits: KvBits = None,
     kv_group_size: KvGroupSize = 64,
+    kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
     """Answer OpenAI's chat completions on a port, with a page for the camera.

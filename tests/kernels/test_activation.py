@@ -9,7 +9,7 @@ from fastvlm_mlx import kernels
 from fastvlm_mlx.kernels import activation
 
 
-@pytest.mark.parametrize("gelu", [activation._gelu, activation.gelu])
+@pytest.mark.parametrize("gelu", [activation._gelu, activation.gelu, activation._power_gelu])
 def test_gelu_is_exact_everywhere(gelu: Callable[[mx.array], mx.array]) -> None:
     x = np.concatenate([np.linspace(-40, 40, 20001), np.linspace(-4, 4, 20001)]).astype(np.float32)
     expected = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(np.float64)]

@@ -6,7 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx.kernels import depthwise, stock, toeplitz
+from fastvlm_mlx.kernels import depthwise, stock
+from fastvlm_mlx.kernels.candidates import CPU, Candidate, device
+from fastvlm_mlx.kernels.depthwise import TABLE, Depthwise
 
 Array = np.ndarray
 
@@ -27,26 +29,31 @@ def plain(x: Array, weight: Array, stride: int) -> Array:
     return out
 
 
-@pytest.mark.parametrize("candidate", [stock, toeplitz], ids=lambda candidate: candidate.__name__)
+@pytest.mark.parametrize(
+    "candidate", [c for c in TABLE if CPU in c.devices], ids=lambda candidate: candidate.name
+)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 3, 5, 4), (1, 8, 8, 16), (3, 9, 13, 2), (1, 4, 17, 3)])
 @pytest.mark.parametrize(
     ("size", "stride", "widening"), [(3, 1, 1), (3, 2, 1), (7, 1, 1), (7, 2, 2), (3, 1, 3)]
 )
 def test_depthwise_equals_the_plain_definition(
-    candidate: Callable[..., Callable[[mx.array], mx.array]],
+    candidate: Candidate,
     shape: tuple[int, ...],
     size: int,
     stride: int,
     widening: int,
     relative_error: Callable[[Array, Array], float],
 ) -> None:
-    if candidate is toeplitz and mx.default_device() != mx.Device(mx.cpu):
+    if device() not in candidate.devices:
         pytest.skip("for the CPU")
     random = np.random.default_rng(0)
     x = random.standard_normal(shape, dtype=np.float32)
     weight = random.standard_normal((widening * shape[-1], size, size, 1), dtype=np.float32)
-    convolve = candidate(mx.array(weight), stride)
-    assert relative_error(convolve(mx.array(x)), plain(x, weight, stride)) < 2e-6
+    convolve = candidate.make(mx.array(weight), stride)
+    expected = plain(x, weight, stride)
+    assert relative_error(convolve(mx.array(x)), expected) < 2e-6
+    problem = Depthwise(shape[-1], size, stride, widening, *shape[1:3])
+    assert relative_error(problem.expected(x.astype(float), weight.astype(float)), expected) < 1e-12
 
 
 def test_one_convolution_serves_many_sizes() -> None:

@@ -1,9 +1,11 @@
 """Gradients written by hand equal those of the plain definitions."""
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import pytest
 
-from fastvlm_mlx.kernels import gelu, stock, swiglu, toeplitz
+from fastvlm_mlx.kernels import activation, gelu, stock, swiglu, toeplitz
 
 MANY = (48, 1024)  # enough values that the quick forms are taken
 
@@ -30,7 +32,8 @@ def test_depthwise_gradients_equal_mlx_own(
         assert close(mine, plain, 1e-5)
 
 
-def test_gelu_gradient_equals_that_of_the_error_function() -> None:
+@pytest.mark.parametrize("gelu", [gelu, activation._power_gelu])
+def test_gelu_gradient_equals_that_of_the_error_function(gelu: Callable[[mx.array], mx.array]) -> None:
     x = 3 * mx.random.normal(MANY, key=mx.random.key(0))
     found = mx.grad(lambda x: gelu(x).sum())(x)
     wanted = mx.grad(lambda x: (x * (1 + mx.erf(x * 0.5**0.5)) / 2).sum())(x)

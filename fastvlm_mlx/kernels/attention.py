@@ -1,0 +1,107 @@
+"""Attention of the tower: q, k, v (B, heads, N, head_dim), scaled beforehand, no mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .activation import horner
+from .candidates import CPU, GPUS, METAL, Candidate, Step, noise, with_gradient_of
+
+_FUSED = (
+    64  # the narrowest head that Metal's fused attention takes; below, MLX multiplies, and multiplies again
+)
+_RUN = 2**16  # scores that a core's own cache holds with what is made of them
+_GROWTH = (  # e^(a/8), so that its -8th power is e^-a to 5.4e-9
+    *(1.0, 0.124999986, 0.00781257114, 0.000325411024),
+    *(1.02420196e-05, 2.34421511e-07, 7.77050551e-09),
+)
+_ENOUGH = 2**20  # scores that keep a GPU busy for longer than starting it takes
+
+
+def stock(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+
+def padded(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """Zeros add nothing to a product, and make heads as wide as the fused kernel needs them."""
+    head_dim = q.shape[-1]
+    wider = [(0, 0), (0, 0), (0, 0), (0, max(_FUSED - head_dim, 0))]
+    return stock(mx.pad(q, wider), mx.pad(k, wider), mx.pad(v, wider))[..., :head_dim]
+
+
+def unfused(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    return mx.softmax(q @ k.swapaxes(-1, -2), axis=-1, precise=True) @ v
+
+
+def _by_powers(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """For the CPU, whose exp goes one value at a time: e^-a as 1/P(a)^8, by rows that fit its cache."""
+    batch, heads, tokens, head_dim = q.shape
+    q, k, v = (part.reshape(-1, tokens, head_dim) for part in (q, k, v))
+    summed = mx.concatenate([v, mx.ones((*v.shape[:-1], 1))], axis=-1)  # the last column adds up the weights
+    rows = max(1, _RUN // tokens)
+    runs = []
+    for queries, keys, values in zip(q, k, summed, strict=True):
+        for first in range(0, tokens, rows):
+            scores = queries[first : first + rows] @ keys.T
+            power = horner(_GROWTH, scores.max(-1, keepdims=True) - scores)
+            for _ in range(3):
+                power = mx.square(power)
+            runs.append(mx.reciprocal(power) @ values)
+    y = mx.concatenate(runs).reshape(batch, heads, tokens, head_dim + 1)
+    return y[..., :-1] / y[..., -1:]
+
+
+by_powers = with_gradient_of(stock, _by_powers)
+
+TABLE = (
+    Candidate("stock", stock),
+    Candidate("powers", by_powers, (CPU,), (mx.float32,)),
+    Candidate("padded to 64", padded, (METAL,)),
+    Candidate("unfused", unfused, GPUS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    heads: int
+    head_dim: int
+    tokens: int
+
+    @property
+    def table(self) -> tuple[Candidate, ...]:
+        return TABLE
+
+    @property
+    def key(self) -> str:
+        return f"attention, {self.heads} heads of {self.head_dim}"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.tokens} tokens"
+
+    def small(self) -> Attention:
+        return replace(self, tokens=33)  # a GPU's groups are of 32
+
+    def grown(self) -> Attention:
+        tokens = self.tokens
+        while self.heads * tokens**2 < _ENOUGH:
+            tokens *= 2
+        return replace(self, tokens=tokens)
+
+    def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:
+        shape = (1, self.heads, self.tokens, self.head_dim)
+        q, k, v = (noise(seed, shape, dtype) for seed in range(3))
+        return q / self.head_dim**0.5, k, v
+
+    def expected(self, *inputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        q, k, v = inputs
+        scores = q @ k.swapaxes(-1, -2)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return weights / weights.sum(-1, keepdims=True) @ v
+
+    def step(self, candidate: Candidate, inputs: tuple[mx.array, ...]) -> Step:
+        return lambda: candidate.make(*inputs)

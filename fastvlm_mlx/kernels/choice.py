@@ -1,0 +1,144 @@
+"""Which candidate of a table is taken: what was measured on this machine, or what is known to be safe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..atomic import write_file
+from ..config import KERNELS_VARIABLE, kernel_mode
+from ..errors import DataError
+from . import measure
+from .candidates import CPU, Candidate, Problem, able, device
+
+FOLDER_VARIABLE = "FASTVLM_MLX_CACHE"
+
+_LOG = logging.getLogger(__name__)
+_BUDGET_S = 1.5  # of a process, after which nothing more is measured unasked
+_FEW_ROUNDS = 3
+_Marks = dict[str, str]  # a problem's key -> the mark of the candidate that was best
+
+_known: dict[str, _Marks] = {}  # by `_setting`
+_spent_s = 0.0
+_watchers: list[dict[str, Problem]] = []
+
+
+def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
+    where = device()
+    entrants = able(problem, where, dtype)
+    if _watchers:
+        _watchers[-1].setdefault(problem.key, problem)
+        return entrants[0]
+    if len(entrants) == 1 or kernel_mode(os.environ.get(KERNELS_VARIABLE) or "tuned") == "stock":
+        return entrants[0]
+    mark = _marks(where, dtype).get(problem.key)
+    for candidate in entrants:
+        if candidate.mark == mark:
+            return candidate
+    if where != CPU and _spent_s < _BUDGET_S:
+        return _measured(problem, where, dtype)
+    return next((candidate for candidate in entrants if where in candidate.unmeasured), entrants[0])
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, Problem]]:
+    """What layers ask for meanwhile, by key. They get the stock candidate, and nothing is measured."""
+    seen: dict[str, Problem] = {}
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)
+
+
+def keep(problem: Problem, dtype: mx.Dtype, candidate: Candidate) -> bool:
+    """For this and later processes; whether the file could be written."""
+    where = device()
+    _marks(where, dtype)[problem.key] = candidate.mark
+    file = path()
+    if file is None:
+        return False
+    setting = _setting(where, dtype)
+    stored = _stored()
+    stored[setting] = stored.get(setting, {}) | _known[setting]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, json.dumps(stored, indent=1) + "\n")
+    except (OSError, DataError) as error:
+        _LOG.debug("kernels: %s", error)
+        return False
+    return True
+
+
+def forget() -> bool:
+    """Whether there was anything to forget."""
+    _known.clear()
+    file = path()
+    try:
+        if file is not None:
+            file.unlink()
+            return True
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DataError(f"{file}: cannot be removed ({error.strerror}); remove it yourself") from None
+    return False
+
+
+def path() -> Path | None:
+    """None: nothing is kept."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    try:
+        if named is not None:
+            return Path(named).expanduser() / "kernels.json" if named else None
+        usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+        return Path(os.environ.get("XDG_CACHE_HOME") or usual).expanduser() / "fastvlm-mlx" / "kernels.json"
+    except RuntimeError:  # nobody's home
+        return None
+
+
+def _measured(problem: Problem, where: str, dtype: mx.Dtype) -> Candidate:
+    global _spent_s
+    began = time.perf_counter()
+    candidate = measure.best(measure.trials(problem.grown(), where, dtype, _FEW_ROUNDS))
+    keep(problem, dtype, candidate)
+    _spent_s += time.perf_counter() - began
+    _LOG.debug("%s: %s", problem.key, candidate.name)
+    return candidate
+
+
+def _marks(where: str, dtype: mx.Dtype) -> _Marks:
+    setting = _setting(where, dtype)
+    if setting not in _known:
+        _known[setting] = _stored().get(setting, {})
+    return _known[setting]
+
+
+def _setting(where: str, dtype: mx.Dtype) -> str:
+    chip = mx.device_info().get("device_name", "unknown")
+    version: str = mx.__version__  # type: ignore[attr-defined]
+    return f"{chip}, {where}, MLX {version}, {str(dtype).rpartition('.')[2]}"
+
+
+def _stored() -> dict[str, _Marks]:
+    """What the file holds; nothing if there is none, or if it is not what `keep` writes."""
+    file = path()
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        return {
+            str(setting): {str(key): str(mark) for key, mark in marks.items()}
+            for setting, marks in stored.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        _LOG.debug("%s: ignored (%s)", file, error)
+        return {}

@@ -1,0 +1,61 @@
+"""What `tune` and `bench --kernels` have in common: candidates tried, told and kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import tell
+from .bench_jobs import Asked, Files, dtype_named, variant_named
+
+if TYPE_CHECKING:
+    from ..config import VisionConfig
+
+
+def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = False) -> None:
+    """`keep`: what is best is used from now on."""
+    from .. import progress
+    from ..bench import kernels, report
+    from ..bench.machine import this_machine
+    from ..bench.measure import resident_bytes
+    from ..checkpoint import DTYPES
+    from ..kernels import choice
+
+    tower, sizes, name = _tower(asked)
+    dtype = DTYPES[name]
+    work = [(size, problem) for size in sizes for problem in kernels.problems(tower, size)]
+    found: dict[int, list[kernels.Tried]] = {size: [] for size in sizes}
+    kept, complete = True, False
+    try:
+        with progress.bar("measuring", "operations") as advance:
+            for done, (size, problem) in enumerate(work, 1):
+                found[size].append(each := kernels.tried(problem, dtype, asked.runs))
+                if keep:
+                    kept = choice.keep(problem, dtype, each.best) and kept
+                advance(done, len(work))
+        complete = True
+    finally:
+        setting = report.Setting(
+            this_machine(), asked.name, name, "none", None, None, resident_bytes(), complete
+        )
+        tables = [kernels.table(some, size) for size, some in found.items()]
+        rows = [row for size, some in found.items() for row in kernels.records(some, size)]
+        place = str(choice.path()) if keep and kept and choice.path() else None
+        told = files.write(setting, tables, {"kernels": rows, "kept": place})
+        tell.print_line(
+            report.as_json(setting, {"kernels": rows, "kept": place}).rstrip() if as_json else told
+        )
+        if keep:
+            where = f"kept in {place}" if place else "kept nowhere, as no file could be written"
+            tell.say(f"The choices are {where}; `fastvlm-mlx tune --forget` undoes it.")
+
+
+def _tower(asked: Asked) -> tuple[VisionConfig, list[int], str]:
+    """The tower, the picture sizes and the type it computes in."""
+    if asked.random:
+        config = variant_named(asked.random)
+        return config.vision, asked.sizes or [config.image.size], dtype_named(asked.dtype)
+
+    from .. import vlm as runtime
+
+    vlm = runtime.load(asked.name, asked.dtype, revision=asked.revision)
+    return vlm.config.vision, asked.sizes or [vlm.config.image.size], str(vlm.dtype).rpartition(".")[2]
