@@ -86,13 +86,16 @@ def test_models_lists_what_is_known_and_what_is_here(
         snapshot.mkdir(parents=True)
         (snapshot / "model.safetensors").symlink_to(folder / "blobs" / "b")
     done = run("models")
-    lines = done.out.splitlines()
+    inside, lines = done.out.splitlines()[: len(hub.BUILT_IN)], done.out.splitlines()[len(hub.BUILT_IN) :]
     assert (done.code, len(lines)) == (0, 4)
+    assert [line.split()[0] for line in inside] == list(hub.BUILT_IN)
+    assert all("in the package" in line for line in inside)
     assert lines[0].split()[:4] == ["0.5b", "apple/FastVLM-0.5B", "2.0", "MB"]
     assert "not downloaded" in lines[1]
     assert lines[3].split()[0] == "me/my-FastVLM"
     rows = [json.loads(line) for line in run("models", "--json").out.splitlines()]
-    assert [row["bytes"] for row in rows] == [2_000_000, 0, 0, 2_000_000]
+    assert [row["bytes"] for row in rows if row["repo"]] == [2_000_000, 0, 0, 2_000_000]
+    assert [row["bytes"] > 1_000_000 for row in rows if not row["repo"]] == [True] * len(hub.BUILT_IN)
 
 
 def test_a_dry_run_lists_files_and_sizes_and_asks_for_no_token(run: Run, tmp_path: Path) -> None:

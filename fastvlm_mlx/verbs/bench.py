@@ -22,7 +22,7 @@ def bench(
             "--model",
             "-m",
             help=f"A directory or hub id. Default: --random, else {MODEL_VARIABLE}, else the built-in one; "
-            "with --paper, --roofline and --against, --random 0.5b.",
+            "with --paper, --roofline, --against and --kernels, --random 0.5b.",
         ),
     ] = None,
     random: Annotated[
@@ -136,7 +136,7 @@ def bench(
 
         drawing.require(plot)
     if random is None and model is None and not plan:
-        if against or paper or roofline:
+        if against or paper or roofline or kernels:
             random = "0.5b"
         else:
             tell.say("timing the built-in model; --random 0.5b times FastVLM-0.5B's sizes without a download")

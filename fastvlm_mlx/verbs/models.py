@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,9 +14,10 @@ from .. import tell
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """List the models known by a short name, and those in the Hugging Face cache, with their size on disk.
+    """List the models in the package, those known by a short name and those in the Hugging Face cache.
 
-    Nothing is downloaded. A directory of your own needs no listing: give its path.
+    Each with its size on disk. Nothing is downloaded. A directory of your own needs no listing: give its
+    path.
 
     \b
     Examples:
@@ -27,11 +29,15 @@ def models(
     cached = hub.cached()
     short = {repo: name for name, repo in hub.ALIASES.items()}
     others = sorted(repo for repo in cached.keys() - short.keys() if "fastvlm" in repo.lower())
-    for repo in (*short, *others):
-        path, count = cached.get(repo, (None, 0))
+    rows: list[tuple[str | None, str | None, Path | None, int]] = [
+        (name, None, path, sum(size for _, size in hub.listing(path))) for name, path in hub.BUILT_IN.items()
+    ]
+    rows += [(short.get(repo), repo, *cached.get(repo, (None, 0))) for repo in (*short, *others)]
+    for name, repo, path, count in rows:
         if as_json:
-            row = {"name": short.get(repo), "repo": repo, "path": path and str(path), "bytes": count}
-            tell.print_line(json.dumps(row))
+            tell.print_line(
+                json.dumps({"name": name, "repo": repo, "path": path and str(path), "bytes": count})
+            )
         else:
             where = f"{count / 1e6:10,.1f} MB  {path}" if path else "not downloaded"
-            tell.print_line(f"{short.get(repo, ''):<6}{repo:<28}{where}")
+            tell.print_line(f"{name or '':<11}{repo or 'in the package':<28}{where}")
