@@ -59,7 +59,7 @@ def bands(weight: mx.array, stride: int, wide: int) -> Convolution:
     a tile has so few rows that all it sees is in its band and the next, and is the sum of two products."""
     size = weight.shape[1]
     tall = max(-(-(size - stride) // stride), 1)
-    prepared: dict[tuple[int, tuple[int, int]], list[mx.array]] = {}
+    prepared: dict[tuple[int, tuple[int, int]], tuple[mx.array, mx.array]] = {}
 
     def quick(x: mx.array, tile: tuple[int, int]) -> mx.array:
         batch, height, width, channels = x.shape
@@ -68,7 +68,8 @@ def bands(weight: mx.array, stride: int, wide: int) -> Convolution:
         if (channels, tile) not in prepared:
             both = _matrices(weight, channels, tile, stride)
             both = mx.pad(both, [(0, 0), (0, 2 * rows * columns - both.shape[1]), (0, 0)])
-            prepared[channels, tile] = mx.split(both, 2, axis=1)
+            upper, lower = mx.split(both, 2, axis=1)
+            prepared[channels, tile] = upper, lower
         margin = size // 2
         after = (
             (down + 1) * rows - height - margin,
@@ -85,8 +86,8 @@ def bands(weight: mx.array, stride: int, wide: int) -> Convolution:
             part.reshape(channels, batch * down * across, rows * columns)
             for part in (banded[:, :, :-1], banded[:, :, 1:])
         )
-        above, below = prepared[channels, tile]
-        return mx.addmm(first @ above, second, below)
+        upper, lower = prepared[channels, tile]
+        return mx.addmm(first @ upper, second, lower)
 
     return _by_tiles(weight, stride, lambda _, columns: (tall, min(wide, columns)), quick)
 
