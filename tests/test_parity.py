@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -12,9 +13,11 @@ import pytest
 from checkpoints import LAYOUT_OF, PACKINGS, VARIANTS, build, golden, stored
 
 import fastvlm_mlx
-from fastvlm_mlx import VLM, Picture, Prompt, Text, checkpoint
+from fastvlm_mlx import VLM, Picture, Prompt, Text, checkpoint, kernels
 from fastvlm_mlx.convert.translate import translate
 from fastvlm_mlx.errors import CheckpointError
+from fastvlm_mlx.kernels import activation
+from fastvlm_mlx.kernels.candidates import Candidate, Problem, able, device
 from fastvlm_mlx.models.fastvlm import FastVLM
 
 Array = np.ndarray
@@ -195,6 +198,28 @@ def test_features_and_projected_rows_equal_the_reference(
     vlm, x = vlm_of(name), pixels[picture]
     assert relative_error(vlm.vision(x).flatten(1, 2), numbers[f"{picture}.features"]) <= TOWER
     assert relative_error(vlm.encode_image(x), numbers[f"{picture}.projector"]) <= TOWER
+
+
+@pytest.mark.parametrize("picture", "ABC")
+@pytest.mark.parametrize("place", [0, 1, 2, 3], ids=lambda place: f"candidate {place}")
+def test_features_equal_the_reference_whatever_is_chosen(
+    place: int,
+    picture: str,
+    directory_of: Callable[[str], Path],
+    pixels: dict[str, mx.array],
+    numbers: Numbers,
+    relative_error: ErrorOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
+        there = able(problem, device(), dtype)
+        return there[min(place, len(there) - 1)]
+
+    for module in (kernels, activation):
+        monkeypatch.setattr(module, "chosen", chosen)
+    vlm = fastvlm_mlx.load(directory_of("apple-fused"), dtype="float32")
+    features = vlm.vision(pixels[picture]).flatten(1, 2)
+    assert relative_error(features, numbers[f"{picture}.features"]) <= TOWER
 
 
 @pytest.mark.parametrize("run", ASKED)

@@ -42,15 +42,16 @@ def _by_powers(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     batch, heads, tokens, head_dim = q.shape
     q, k, v = (part.reshape(-1, tokens, head_dim) for part in (q, k, v))
     summed = mx.concatenate([v, mx.ones((*v.shape[:-1], 1))], axis=-1)  # the last column adds up the weights
-    rows = max(1, _RUN // tokens)
+    together, rows = max(1, _RUN // tokens**2), max(1, min(tokens, _RUN // tokens))
     runs = []
-    for queries, keys, values in zip(q, k, summed, strict=True):
+    for head in range(0, q.shape[0], together):
+        queries, keys, values = (part[head : head + together] for part in (q, k, summed))
         for first in range(0, tokens, rows):
-            scores = queries[first : first + rows] @ keys.T
+            scores = queries[:, first : first + rows] @ keys.swapaxes(-1, -2)
             power = horner(_GROWTH, scores.max(-1, keepdims=True) - scores)
             for _ in range(3):
                 power = mx.square(power)
-            runs.append(mx.reciprocal(power) @ values)
+            runs.append((mx.reciprocal(power) @ values).reshape(-1, head_dim + 1))
     y = mx.concatenate(runs).reshape(batch, heads, tokens, head_dim + 1)
     return y[..., :-1] / y[..., -1:]
 

@@ -38,25 +38,75 @@ def stock(weight: mx.array, stride: int) -> Convolution:
     return convolve
 
 
-def toeplitz(weight: mx.array, stride: int, most: tuple[int, int] = _TILE) -> Convolution:
+def toeplitz(weight: mx.array, stride: int) -> Convolution:
     """For the CPU, whose stock convolution loops: per channel one product of input windows with a matrix
-    that holds the kernel once for each output pixel of a tile, which is at `most` so large."""
-    size = weight.shape[1]
+    that holds the kernel once for each output pixel of a tile."""
     prepared: dict[tuple[int, tuple[int, int]], mx.array] = {}
 
-    def matrices(channels: int, tile: tuple[int, int]) -> mx.array:
+    def quick(x: mx.array, tile: tuple[int, int]) -> mx.array:
+        channels = x.shape[-1]
         if (channels, tile) not in prepared:
             prepared[channels, tile] = _matrices(weight, channels, tile, stride)
-        return prepared[channels, tile]
+        return _windows(x, weight.shape[1], stride, tile) @ prepared[channels, tile]
+
+    return _by_tiles(
+        weight, stride, lambda rows, columns: (min(_TILE[0], rows), min(_TILE[1], columns)), quick
+    )
+
+
+def bands(weight: mx.array, stride: int, wide: int) -> Convolution:
+    """The same with an input copied into a band of rows once, instead of into all windows above each other:
+    a tile has so few rows that all it sees is in its band and the next, and is the sum of two products."""
+    size = weight.shape[1]
+    tall = max(-(-(size - stride) // stride), 1)
+    prepared: dict[tuple[int, tuple[int, int]], tuple[mx.array, mx.array]] = {}
+
+    def quick(x: mx.array, tile: tuple[int, int]) -> mx.array:
+        batch, height, width, channels = x.shape
+        down, across = _tiles(x, stride, tile)
+        rows, columns = tile[0] * stride, (tile[1] - 1) * stride + size
+        if (channels, tile) not in prepared:
+            both = _matrices(weight, channels, tile, stride)
+            both = mx.pad(both, [(0, 0), (0, 2 * rows * columns - both.shape[1]), (0, 0)])
+            upper, lower = mx.split(both, 2, axis=1)
+            prepared[channels, tile] = upper, lower
+        margin = size // 2
+        after = (
+            (down + 1) * rows - height - margin,
+            max((across - 1) * tile[1] * stride + columns - width - margin, 0),
+        )
+        padded = mx.pad(x.transpose(3, 0, 1, 2), [(0, 0), (0, 0), (margin, after[0]), (margin, after[1])])
+        line, plane = padded.shape[3], padded.shape[2] * padded.shape[3]
+        banded = mx.as_strided(
+            padded,
+            (channels, batch, down + 1, across, rows, columns),
+            (batch * plane, plane, rows * line, tile[1] * stride, line, 1),
+        ).reshape(channels, batch, down + 1, across, rows * columns)
+        first, second = (
+            part.reshape(channels, batch * down * across, rows * columns)
+            for part in (banded[:, :, :-1], banded[:, :, 1:])
+        )
+        upper, lower = prepared[channels, tile]
+        return mx.addmm(first @ upper, second, lower)
+
+    return _by_tiles(weight, stride, lambda _, columns: (tall, min(wide, columns)), quick)
+
+
+def _by_tiles(
+    weight: mx.array,
+    stride: int,
+    sized: Callable[[int, int], tuple[int, int]],
+    quick: Callable[[mx.array, tuple[int, int]], mx.array],
+) -> Convolution:
+    """`sized`: rows and columns of outputs -> of a tile; `quick` computes all tiles, (C, tiles, m · tile)."""
 
     @mx.custom_function
     def convolve(x: mx.array, weight: mx.array) -> mx.array:
-        batch, height, width, channels = x.shape
-        rows, columns = ((side - 1) // stride + 1 for side in (height, width))
-        tile = (min(most[0], rows), min(most[1], columns))
-        down, across = -(-rows // tile[0]), -(-columns // tile[1])
-        y = _windows(x, size, stride, tile) @ matrices(channels, tile)
-        y = y.reshape(channels, batch, down, across, -1, *tile).transpose(1, 2, 5, 3, 6, 4, 0)
+        batch, channels = x.shape[0], x.shape[-1]
+        rows, columns = _outputs(x, stride)
+        tile = sized(rows, columns)
+        down, across = _tiles(x, stride, tile)
+        y = quick(x, tile).reshape(channels, batch, down, across, -1, *tile).transpose(1, 2, 5, 3, 6, 4, 0)
         y = y.reshape(batch, down * tile[0], across * tile[1], -1)
         return y if y.shape[1:3] == (rows, columns) else y[:, :rows, :columns]
 
@@ -71,24 +121,34 @@ def toeplitz(weight: mx.array, stride: int, most: tuple[int, int] = _TILE) -> Co
     return prepared_convolution
 
 
+def _outputs(x: mx.array, stride: int) -> tuple[int, int]:
+    """Rows and columns"""
+    return (x.shape[1] - 1) // stride + 1, (x.shape[2] - 1) // stride + 1
+
+
+def _tiles(x: mx.array, stride: int, tile: tuple[int, int]) -> tuple[int, int]:
+    """Down and across"""
+    rows, columns = _outputs(x, stride)
+    return -(-rows // tile[0]), -(-columns // tile[1])
+
+
 def _windows(x: mx.array, size: int, stride: int, tile: tuple[int, int]) -> mx.array:
     """(B, H, W, C) -> (C, tiles, window): what a tile of outputs looks at, zeros beyond the edge"""
     batch, height, width, channels = x.shape
-    rows, columns = ((side - 1) // stride + 1 for side in (height, width))
     window = tuple((side - 1) * stride + size for side in tile)
-    down, across = -(-rows // tile[0]), -(-columns // tile[1])
+    down, across = _tiles(x, stride, tile)
     margin = size // 2
     steps = (tile[0] * stride, tile[1] * stride)
     after = [
         max((count - 1) * step + side - length - margin, 0)
         for count, step, side, length in zip((down, across), steps, window, (height, width), strict=True)
     ]
-    padded = mx.pad(x, [(0, 0), (margin, after[0]), (margin, after[1]), (0, 0)])
-    line = padded.shape[2] * channels
+    padded = mx.pad(x.transpose(3, 0, 1, 2), [(0, 0), (0, 0), (margin, after[0]), (margin, after[1])])
+    line, plane = padded.shape[3], padded.shape[2] * padded.shape[3]  # a channel's pixels lie together
     return mx.as_strided(
         padded,
         (channels, batch, down, across, *window),
-        (1, padded.shape[1] * line, steps[0] * line, steps[1] * channels, line, channels),
+        (batch * plane, plane, steps[0] * line, steps[1], line, 1),
     ).reshape(channels, batch * down * across, window[0] * window[1])
 
 
@@ -164,8 +224,8 @@ def registers(weight: mx.array, stride: int, block: blocks.Block = (4, 4)) -> Co
 TABLE = (
     Candidate("stock", stock),
     Candidate("toeplitz 4x4", toeplitz, (CPU,), (mx.float32,), unmeasured=(CPU,)),
-    Candidate("toeplitz 4x8", partial(toeplitz, most=(4, 8)), (CPU,), (mx.float32,)),
-    Candidate("toeplitz 8x8", partial(toeplitz, most=(8, 8)), (CPU,), (mx.float32,)),
+    Candidate("bands of 4", partial(bands, wide=4), (CPU,), (mx.float32,)),
+    Candidate("bands of 8", partial(bands, wide=8), (CPU,), (mx.float32,)),
     Candidate("registers 2x4", partial(registers, block=(2, 4)), GPUS, source=blocks.BODY),
     Candidate("registers 4x4", partial(registers, block=(4, 4)), GPUS, source=blocks.BODY),
 )
