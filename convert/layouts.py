@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NewType
@@ -23,14 +23,15 @@ from ..errors import CheckpointError
 
 RawWeights = NewType("RawWeights", dict[str, mx.array])  # raw names, NHWC, nothing fused yet
 
-_PLACEHOLDERS = {
-    "i": r"\d+",
-    "n": r"\d+",
-    "l": r"\d+",
-    "wb": "weight|bias",
-    "bn": "weight|bias|running_mean|running_var",
-    "q": "weight|bias|scales|biases",
-    "any": ".+",
+_ANY, _NUMBER = None, ()  # what else a placeholder may stand for
+_PLACEHOLDERS: Mapping[str, tuple[str, ...] | None] = {
+    "i": _NUMBER,
+    "n": _NUMBER,
+    "l": _NUMBER,
+    "wb": ("weight", "bias"),
+    "bn": ("weight", "bias", "running_mean", "running_var"),
+    "q": ("weight", "bias", "scales", "biases"),
+    "any": _ANY,
 }
 Row = tuple[str, str | None]
 
@@ -42,35 +43,49 @@ class Layout:
     tower: str
     channels_first: bool
     rows: tuple[Row, ...]
-    _rules: list[tuple[re.Pattern[str], str | None]] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_rules", [(_pattern(source), target) for source, target in self.rows])
 
     def raw_name(self, key: str) -> str | None:
         """The raw name of a stored key, None if it is dropped; KeyError if there is no rule."""
-        for pattern, target in self._rules:
-            if match := pattern.fullmatch(key):
-                return target.format_map(match.groupdict()) if target else None
+        for source, target in self.rows:
+            if (found := matched(source, key)) is not None:
+                return target.format_map(found) if target else None
         raise KeyError(key)
 
     def stored_name(self, raw: str) -> str:
         """The key this layout stores a raw name under (of several, the fused one)."""
         for source, target in self.rows:
-            if target and (match := _pattern(target).fullmatch(raw)):
-                return source.format_map(match.groupdict())
+            if target and (found := matched(target, raw)) is not None:
+                return source.format_map(found)
         return raw
 
 
+def matched(template: str, name: str) -> dict[str, str] | None:
+    """What the placeholders stand for, if the name is of the template.
+
+    Regular expressions would do it too, but to compile hundreds was a good part of a cold start.
+    """
+    front, pieces = _pieces(template)
+    if not name.startswith(front):
+        return None
+    found: dict[str, str] = {}
+    place = len(front)
+    for number, (placeholder, after) in enumerate(pieces, 1):
+        last = number == len(pieces)
+        end = len(name) - len(after) if last else name.find(after, place)
+        value, kind = name[place:end], _PLACEHOLDERS[placeholder]
+        fits = value if kind is _ANY else value.isdecimal() if kind is _NUMBER else value in kind
+        if end < place or not fits or not name.startswith(after, end):
+            return None
+        found[placeholder] = value
+        place = end + len(after)
+    return found if place == len(name) else None
+
+
 @cache
-def _pattern(template: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", template)
-    return re.compile(
-        "".join(
-            f"(?P<{part}>{_PLACEHOLDERS[part]})" if index % 2 else re.escape(part)
-            for index, part in enumerate(parts)
-        )
-    )
+def _pieces(template: str) -> tuple[str, list[tuple[str, str]]]:
+    """`a.{i}.b` -> "a.", [("i", ".b")]"""
+    front, *parts = re.split(r"\{(\w+)\}", template)
+    return front, list(zip(parts[::2], parts[1::2], strict=True))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fastvlm_mlx.convert.layouts import (
     MLX_VLM,
     Layout,
     detect,
+    matched,
     rename,
 )
 from fastvlm_mlx.convert.translate import from_stored
@@ -228,8 +229,7 @@ def test_every_row_takes_a_stored_tensor_or_is_justified(layout: Layout) -> None
 
 @cache
 def unused_rows(layout: Layout) -> list[tuple[str, str | None]]:
-    rules = list(zip(layout.rows, layout._rules, strict=True))
-    used = {next(row for row, (rule, _) in rules if rule.fullmatch(key)) for key in KEYS[layout.name]}
+    used = {next(row for row in layout.rows if matched(row[0], key) is not None) for key in KEYS[layout.name]}
     return [row for row in layout.rows if row not in used]
 
 
@@ -243,6 +243,28 @@ def test_every_justification_is_needed() -> None:
     for name, reasons in UNSTORED_BY.items():
         for pattern in reasons:
             assert any(re.search(pattern, target) for target in targets[name]), pattern
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "found"),
+    [
+        ("a.b", "a.b", {}),
+        ("a.b", "a.bc", None),
+        ("a.{i}.b.{wb}", "a.12.b.bias", {"i": "12", "wb": "bias"}),
+        ("a.{i}.b.{wb}", "a.x.b.bias", None),
+        ("a.{i}.b.{wb}", "a.1.c.b.bias", None),
+        ("a.{i}.b.{wb}", "a.1.b.biases", None),
+        ("a.{i}.b.{wb}", "a..b.bias", None),
+        ("a.{i}.scale_{n}", "a.0.scale_2", {"i": "0", "n": "2"}),
+        ("a.{i}.scale_{n}", "a.0.scale_", None),
+        ("a.{any}.end", "a.b.c.end", {"any": "b.c"}),
+        ("a.{any}.end", "a.end", None),
+        ("a.{any}.end", "a..end", None),
+        ("{any}", "a.b", {"any": "a.b"}),
+    ],
+)
+def test_a_template_takes_whole_names(template: str, name: str, found: dict[str, str] | None) -> None:
+    assert matched(template, name) == found
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
