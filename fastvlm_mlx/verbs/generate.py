@@ -140,7 +140,7 @@ def generate(
 
     \b
     Examples:
-      fastvlm-mlx generate examples/pictures/shapes.png -p "What is left of the star?"
+      fastvlm-mlx generate examples/pictures/shapes.png -p "What lies below the cross?"
       fastvlm-mlx generate cat.jpg --model 0.5b
       fastvlm-mlx generate page.png -m 1.5b -p "Read the text." --stats
       fastvlm-mlx generate plan.png -m 0.5b --image-mode tiles --grid 2x2
