@@ -312,7 +312,8 @@ def see(
 def leave_tower(model: FastVLM) -> None:
     """All pictures are seen: the tower goes, and only then is the language model read."""
     model.forget_tower()
-    for _, array in tree_flatten(model.language.parameters()):
+    flat: list[tuple[str, mx.array]] = tree_flatten(model.language.parameters())  # type: ignore[assignment]
+    for _, array in flat:
         mx.eval(array)
         mx.clear_cache()  # of what it was made from
 

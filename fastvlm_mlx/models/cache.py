@@ -45,10 +45,13 @@ def packing(bits: int, group_size: int, head_dim: int) -> Quantization:
 
 def attend(q: mx.array, k: mx.array | Packed, v: mx.array | Packed, scale: float, mask: Mask) -> mx.array:
     """(B, heads, L, head_dim) to what a cache gave"""
-    if isinstance(k, Packed) and isinstance(v, Packed):
+    if isinstance(k, Packed):
+        assert isinstance(v, Packed)
         if q.shape[2] == 1 or mx.default_device() == mx.Device(mx.gpu):
             return _attend_packed(q, k, v, scale, mask)
-        k, v = k.floats, v.floats  # of one layer: a CPU is slow at many rows by packed matrices
+        # Of one layer alone: on a CPU, products of many rows with packed matrices are slow.
+        k, v = k.floats, v.floats
+    assert isinstance(v, mx.array)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
@@ -86,7 +89,8 @@ class KVCache:
             return held[0], held[1]
         size, bits = self.how.group_size, self.how.bits
         held = self.append(*mx.quantize(keys, size, bits), *mx.quantize(values, size, bits))
-        return Packed(*held[:3], self.how), Packed(*held[3:], self.how)
+        k, v = held[:3], held[3:]
+        return Packed(k[0], k[1], k[2], self.how), Packed(v[0], v[1], v[2], self.how)
 
     def append(self, *parts: mx.array) -> list[mx.array]:
         """What `arrays` would hold of new positions; return everything held."""

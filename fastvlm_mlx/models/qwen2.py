@@ -41,7 +41,8 @@ class Attention(nn.Module):
         heads = self.qkv(x).reshape(batch, length, -1, self._head_dim).swapaxes(1, 2)
         qk, v = mx.split(heads, (self._heads + self._kv_heads,), axis=1)
         q, k = mx.split(self._rotated(qk, position), (self._heads,), axis=1)
-        x = attend(q, *cache.extend(k, v), scale=self._head_dim**-0.5, mask=mask)
+        keys, values = cache.extend(k, v)
+        x = attend(q, keys, values, self._head_dim**-0.5, mask)
         return added(onto, self.out, x.swapaxes(1, 2).reshape(batch, length, -1))
 
     def shard(self, group: Group) -> None:

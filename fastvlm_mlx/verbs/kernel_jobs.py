@@ -16,7 +16,6 @@ def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = F
     from .. import progress
     from ..bench import kernels, report
     from ..bench.machine import this_machine
-    from ..bench.measure import resident_bytes
     from ..checkpoint import DTYPES
     from ..kernels import choice
 
@@ -35,7 +34,7 @@ def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = F
         complete = True
     finally:
         setting = report.Setting(
-            this_machine(), asked.name, name, "none", None, None, resident_bytes(), complete
+            this_machine(), asked.name, name, "none", None, None, tell.resident_bytes(), complete
         )
         tables = [kernels.table(some, size) for size, some in found.items()]
         rows = [row for size, some in found.items() for row in kernels.records(some, size)]
