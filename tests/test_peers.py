@@ -142,6 +142,7 @@ def reduced(peer: Callable[[str], ModuleType], config: Config) -> Any:
     configs = peer("mlx_vlm.models.fastvlm.config")
     configs.VisionConfig.layers = config["vision_config"]["layers"]
     configs.VisionConfig.embed_dims = config["vision_config"]["embed_dims"]
+    configs.VisionConfig.mlp_ratios = config["vision_config"]["mlp_ratios"]
     parsed = configs.ModelConfig.from_dict(config)
     parsed.text_config = configs.TextConfig.from_dict(parsed.text_config)
     parsed.vision_config = configs.VisionConfig.from_dict(parsed.vision_config)
