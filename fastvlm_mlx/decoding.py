@@ -275,7 +275,7 @@ def see(
     prompts: Sequence[Prompt],
     model: FastVLM,
     known: Features | None = None,
-    pixels_at_once: int = PIXELS_AT_ONCE,
+    one_by_one: bool = False,
 ) -> Seen:
     """Every picture of them once; those of one size in batches. With `known`, every content once."""
     began = time.perf_counter()
@@ -292,7 +292,7 @@ def see(
             of_size.setdefault(picture.pixels.shape, []).append(picture)
     projector_s = 0.0
     for (_, height, width, _), pictures in of_size.items():
-        count = max(1, pixels_at_once // (height * width))
+        count = 1 if one_by_one else max(1, PIXELS_AT_ONCE // (height * width))
         for start in range(0, len(pictures), count):
             batch = pictures[start : start + count]
             found = model.vision(mx.concatenate([picture.pixels for picture in batch]))

@@ -10,7 +10,6 @@ from typing import Literal
 import mlx.core as mx
 
 from .decoding import (
-    PIXELS_AT_ONCE,
     Batch,
     Event,
     Finished,
@@ -59,7 +58,7 @@ def stream(
     room = room_for(prompt, context, max_tokens)
     reused, rest = (0, prompt) if prefix is None else prefix.resume(prompt)
     caches = model.language.new_caches() if prefix is None else prefix.caches
-    seen = see([rest], model, features, 1 if low_memory else PIXELS_AT_ONCE)
+    seen = see([rest], model, features, one_by_one=low_memory)
     if low_memory:
         leave_tower(model)
     batch = Batch(model, tokenizer, stop_ids)

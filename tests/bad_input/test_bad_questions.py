@@ -18,7 +18,6 @@ def question(*options: object) -> Make:
 
 
 QUESTIONS = {
-    "no model": Case(lambda at: ["generate", TALL], "model", "--model 0.5b"),
     "nothing asked": Case(lambda at: ["generate", "-m", MODEL], "nothing to do", "--prompt"),
     "an empty prompt": Case(question("-p", " "), "--prompt", "ask something"),
     "fewer pictures than marks": Case(
@@ -71,7 +70,6 @@ QUESTIONS = {
     "unknown option": Case(question("--promt", "x"), "--promt", GENERATE_HELP, 2),
     "unknown verb": Case(lambda at: ["generat", TALL], "'generat'", "fastvlm-mlx --help", 2),
     "half a character": Case(question("-p", "what\udcff?"), "half a character", "pass valid Unicode"),
-    "chat without a model": Case(lambda at: ["chat", TALL], "model", "--model 0.5b"),
     "chat about standard input": Case(lambda at: ["chat", "-", "-m", MODEL], "questions", "name a file"),
     "chat about no picture": Case(lambda at: ["chat", at / "no.png", "-m", MODEL], "no.png", "readable"),
     "chat, image size 100": Case(
