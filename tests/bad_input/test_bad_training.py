@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+import speck
 import tuning
 from command import MODEL, Ran, Run
 from pictures import TALL
@@ -132,21 +133,8 @@ RECIPES = {
         "choose",
     ),
 }
-FRESH = """name = "speck"
-[model.vision]
-layers = [1, 1, 1, 1, 1]
-dims = [4, 4, 8, 32, 32]
-[model.text]
-hidden_size = 32
-layers = 1
-heads = 2
-kv_heads = 1
-intermediate_size = 32
-vocab_size = 400
-tied = true
-context = 256
-[model.image]
-size = 256
+FRESH = f"""name = "speck"
+{speck.MODEL}
 [[stages]]
 name = "learn"
 kind = "answers"
@@ -166,7 +154,9 @@ def fresh(old: str = "", new: str = "") -> Callable[[Path], list[object]]:
 
 
 SCENES = {
-    "pictures of 512 px": Case(fresh("size = 256\n[[", "size = 512\n[["), "drawn scenes", "size = 256"),
+    "pictures of 512 px": Case(
+        fresh("[model.image]\nsize = 256", "[model.image]\nsize = 512"), "drawn scenes", "size = 256"
+    ),
     "another size in a stage": Case(fresh(new="image_size = 128\n"), "stage 'learn'.*one size", "leave"),
     "an unknown category": Case(fresh(new="mixture = { colours = 1.0 }\n"), "'colours'", "there are.*colour"),
     "nothing to ask": Case(fresh(new="mixture = { sign = 1.0 }\n"), "nothing to ask", "add one of describe"),

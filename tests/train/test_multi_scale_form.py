@@ -9,6 +9,7 @@ from typing import Literal
 
 import mlx.core as mx
 import pytest
+import speck
 
 import fastvlm_mlx
 from fastvlm_mlx.config import ImageConfig, ModelConfig, MultiScaleConfig, TextConfig, VisionConfig
@@ -168,27 +169,15 @@ def test_a_configuration_that_its_tensors_contradict_is_one_line(
 
 # --- in a recipe ---
 
-RECIPE = """
+SCALED = speck.MODEL.replace(
+    "mlp_ratio = 1", 'mlp_ratio = 1\nmulti_scale = { stages = [2, 3, 4], pooling = "depthwise" }'
+)
+RECIPE = f"""
 name = "speck"
 seed = 3
 save_every = 1
 log_every = 1
-[model.vision]
-layers = [1, 1, 1, 1, 1]
-dims = [4, 4, 8, 32, 32]
-mlp_ratio = 1
-multi_scale = { stages = [2, 3, 4], pooling = "depthwise" }
-[model.text]
-hidden_size = 32
-layers = 1
-heads = 2
-kv_heads = 1
-intermediate_size = 32
-vocab_size = 400
-tied = true
-context = 256
-[model.image]
-size = 256
+{SCALED}
 [[stages]]
 name = "cells"
 kind = "cells"

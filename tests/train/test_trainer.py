@@ -14,36 +14,20 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import speck
 from PIL import Image
 
 import fastvlm_mlx
 from fastvlm_mlx.train import recipe as recipes
 from fastvlm_mlx.train.run import run
 
-RECIPE = """
+RECIPE = f"""
 name = "speck"
 seed = 3
 save_every = 2
 log_every = 1
 
-[model.vision]
-layers = [1, 1, 1, 1, 1]
-dims = [4, 4, 8, 32, 32]
-mlp_ratio = 1
-
-[model.text]
-hidden_size = 32
-layers = 1
-heads = 2
-kv_heads = 1
-intermediate_size = 32
-vocab_size = 400
-tied = true
-context = 256
-
-[model.image]
-size = 256
-
+{speck.MODEL}
 [[stages]]
 name = "cells"
 kind = "cells"
