@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -26,6 +27,7 @@ from fastvlm_mlx import cli
 from fastvlm_mlx.convert.run import convert
 
 pytest.register_assert_rewrite("refusals")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start without it
 
 NUMBERS = checkpoints.GOLDEN / "numbers"
 
