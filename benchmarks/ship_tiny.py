@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -85,10 +86,14 @@ class Measured:
         return sum(other.said[line] != text for line, text in self.said.items())
 
 
+def filed(form: str) -> str:
+    return form.replace(" ", "-").replace(",", "")
+
+
 def measure(name: str, vlm: VLM, data: datasets.DataSet, kept: Path) -> Measured:
     blind = name == BLIND
     settings = settings_of(vlm, name, data, "exact", max_tokens=96, blind=blind)
-    with Predictions(kept / f"{name.replace(' ', '-').replace(',', '')}.jsonl", settings) as predictions:
+    with Predictions(kept / f"{filed(name)}.jsonl", settings) as predictions:
         ask(vlm, datasets.blinded(data) if blind else data, settings, predictions, batch=32)
         report = reports.summed_up(settings, data.rows, predictions.said)
         print(reports.as_text(report), flush=True)
@@ -100,7 +105,7 @@ def forms(run: Path, work: Path) -> Iterator[tuple[str, Callable[[], VLM]]]:
     trained = run / "model"
     yield TRAINED, lambda: as_trained(trained)
     for name, dtype, bits in FORMS:
-        folder = work / name.replace(" ", "-").replace(",", "")
+        folder = work / filed(name)
 
         def made(folder: Path = folder, dtype: mx.Dtype = dtype, bits: Bits = bits) -> VLM:
             convert(trained, folder, recipe=bits, group_size=GROUP, dtype=dtype, overwrite=True)
@@ -151,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only:
             return
         for name, destination in SHIPPED.items():
-            ship(work / name.replace(" ", "-"), ASSETS / destination)
+            ship(work / filed(name), ASSETS / destination)
         card(options.run, found, options.note)
 
 
@@ -195,8 +200,6 @@ def card(run: Path, found: dict[str, Measured], note: str) -> None:
 
 
 def processors() -> str:
-    import os
-
     return f"{os.cpu_count()} CPU cores, no GPU" if not mx.metal.is_available() else "Metal GPU"
 
 

@@ -277,7 +277,10 @@ def see(
     known: Features | None = None,
     one_by_one: bool = False,
 ) -> Seen:
-    """Every picture of them once; those of one size in batches. With `known`, every content once."""
+    """Every picture of them once; those of one size in batches, unless `one_by_one`, which takes less memory.
+
+    With `known`, every content once.
+    """
     began = time.perf_counter()
     shown = [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
     first: dict[object, Picture] = {}

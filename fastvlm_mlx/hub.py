@@ -23,14 +23,14 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md
 def resolve(name: str | Path, revision: str | None = None) -> Path:
     """A directory with the model's files, downloaded to the Hugging Face cache if need be.
 
-    What exists on disk is a path; then come the models in the package and the short names; then anything
-    of the form owner/name.
+    A model of the package by its name, so that no folder takes the default's place (that is `./tiny`, or a
+    Path); then what exists on disk; then the short names, and anything of the form owner/name.
     """
+    if isinstance(name, str) and name.lower() in BUILT_IN:
+        return BUILT_IN[name.lower()]
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if built_in := BUILT_IN.get(str(name).lower()):
-        return built_in
     repo = ALIASES.get(str(name).lower(), str(name))
     if not _HUB_ID.fullmatch(repo) or isinstance(name, Path):
         raise HubError(

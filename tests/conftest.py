@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from safetensors.numpy import load_file
 
 from fastvlm_mlx import cli
 from fastvlm_mlx.convert.run import convert
+from fastvlm_mlx.models.vision import FastViTHD
 
-pytest.register_assert_rewrite("refusals")
+pytest.register_assert_rewrite("refusals", "talks")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start without it
 
 NUMBERS = checkpoints.GOLDEN / "numbers"
@@ -93,6 +94,27 @@ def vlm_of(directory_of: Callable[[str], Path]) -> Callable[[str], fastvlm_mlx.V
         return fastvlm_mlx.load(directory_of(name), dtype="float32")
 
     return vlm
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[fastvlm_mlx.Picture]:
+    """Noise, four times."""
+    random = np.random.default_rng(11)
+    return [fastvlm_mlx.Picture(mx.array(random.random((1, 128, 128, 3), np.float32))) for _ in range(4)]
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many pictures the tower saw, at each of its calls."""
+    seen: list[int] = []
+    run = FastViTHD.__call__
+
+    def counted(self: FastViTHD, pixels: mx.array) -> mx.array:
+        seen.append(pixels.shape[0])
+        return run(self, pixels)
+
+    monkeypatch.setattr(FastViTHD, "__call__", counted)
+    return seen
 
 
 @pytest.fixture

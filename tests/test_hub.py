@@ -25,6 +25,16 @@ def test_what_exists_is_a_path_even_when_it_looks_like_a_name(
     assert hub.resolve("7b") == Path("7b")
 
 
+def test_no_folder_takes_the_place_of_a_model_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    assert hub.resolve("tiny") == hub.BUILT_IN["tiny"]
+    for folder in ("./tiny", Path("tiny")):
+        assert hub.resolve(folder) == Path("tiny")
+
+
 ABSENT = (
     "./nothing/here",
     "./gone",

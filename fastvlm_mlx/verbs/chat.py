@@ -40,7 +40,7 @@ def chat(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...",
+            metavar="IMAGE",
             help="Pictures or videos for the first question: paths or http(s) addresses.",
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import tell
+from .. import hub, tell
 from ..errors import ConfigError, PromptError
 from ..reading import FRAME_CHOICES, MAX_FRAMES
 from . import machines
@@ -54,7 +54,7 @@ def generate(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...",
+            metavar="IMAGE",
             help="Pictures and videos: paths, - for standard input, or http(s) addresses.",
         ),
     ] = None,
@@ -158,7 +158,7 @@ def generate(
             raise ConfigError("nothing to do: give a picture, or a question with --prompt")
         if prompt is not None and not prompt.strip():
             raise PromptError(f'--prompt is empty; ask something, for example -p "{DEFAULT_QUESTION}"')
-        name = named(model)
+        name = named(model, speaks=speaks)
         if vision_backend not in BACKENDS:
             raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
         if temperature and (draft_model or repetitions):
@@ -212,7 +212,12 @@ def generate(
             "seed": seed,
         }
         Sampling(**sampling)  # says what is wrong with them before a model is loaded
-        package = (vision_package or Path(name)) if vision_backend == "coreml" else None
+        package = vision_package
+        if vision_backend == "coreml" and package is None:
+            from .. import neural_engine
+
+            neural_engine.require()
+            package = hub.resolve(name, revision)
         vlm = runtime.load(
             name,
             dtype,

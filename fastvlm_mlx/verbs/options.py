@@ -136,15 +136,14 @@ Kernels = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 
 
-def named(model: str | None) -> str:
-    """The model asked for, or the one in the package, which says what it is."""
-    if model is not None:
-        return model
-    tell.say(
-        "the built-in model answers: it knows shapes, short texts and small charts. For photographs, "
-        "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
-    )
-    return hub.DEFAULT
+def named(model: str | None, *, speaks: bool = True) -> str:
+    """The model asked for, or the one in the package, which says what it is where this process speaks."""
+    if model is None and speaks:
+        tell.say(
+            "the built-in model answers: it knows shapes, short texts and small charts. For photographs, "
+            "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
+        )
+    return hub.DEFAULT if model is None else model
 
 
 def checked_grid(

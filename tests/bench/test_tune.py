@@ -4,15 +4,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from command import Run
 
 from fastvlm_mlx import kernels
 from fastvlm_mlx.bench import kernels as trying
 from fastvlm_mlx.config import VisionConfig
-from fastvlm_mlx.kernels import choice, measure
+from fastvlm_mlx.kernels import activation, choice, measure
 from fastvlm_mlx.kernels.attention import Attention
-from fastvlm_mlx.kernels.candidates import Candidate
+from fastvlm_mlx.kernels.candidates import CPU, Candidate, Problem, able, device
 from fastvlm_mlx.kernels.depthwise import Depthwise
 
 
@@ -135,8 +136,22 @@ def test_what_makes_no_sense_gets_one_line(run: Run, words: tuple[str, ...], sai
 
 def test_stock_kernels_are_mlx_own(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer without any of our kernels is the same one."""
+    own: list[bool] = []
+
+    def watched(problem: Problem, dtype: mx.Dtype) -> Candidate:
+        found = choice.chosen(problem, dtype)
+        own.append(found is able(problem, device(), dtype)[0])
+        return found
+
+    for module in (kernels, activation):
+        monkeypatch.setattr(module, "chosen", watched)
     asked = ("generate", "-m", model, "-p", "What?", "-n", "4", "--dtype", "float32", "--image-size", "64")
     picture = Path(__file__).parent.parent / "golden/images/tall.png"
-    tuned, stock = run(*asked, picture), run(*asked, picture, "--kernels", "stock")
+    tuned = run(*asked, picture)
+    assert not all(own) or device() != CPU
+    own.clear()
+    stock = run(*asked, picture, "--kernels", "stock")
+    assert own
+    assert all(own)
     assert tuned.code == stock.code == 0, stock.err
     assert tuned.out == stock.out
