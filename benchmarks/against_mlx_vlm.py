@@ -6,24 +6,24 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 
-import fastvlm_mlx  # isort: skip  - prefers OpenBLAS before mlx loads; both sides gain from it
 import mlx.core as mx
 import mlx.nn as nn
 import peers
 from mlx.utils import tree_map
 
+from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.config import TextConfig, VisionConfig
 from fastvlm_mlx.models.qwen2 import Qwen2
 from fastvlm_mlx.models.vision import FastViTHD
 
 Step = Callable[[], mx.array]
+PEERS = ("mlx-vlm", "mlx-lm")
 QWEN2_05B = TextConfig(896, 24, 14, 2, 4864, 151_936, tied=True)
 PROMPT = 280  # positions: a 1024 px picture and a short question
 
@@ -117,8 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[256, 512])
     asked = parser.parse_args()
-    print(f"machine: {platform.platform()}, {os.cpu_count()} CPU threads, MLX {mx.__version__}")
-    print(f"device: {mx.default_device()}, fastvlm-mlx {fastvlm_mlx.__version__}, float32\n")
+    print(f"{this_machine().words}, {', '.join(f'{name} {version(name)}' for name in PEERS)}; float32\n")
     print("| step | ours, s | theirs, s | theirs / ours |\n|---|---|---|---|")
     encoders(asked.sizes, asked.rounds)
     decoders(asked.rounds)

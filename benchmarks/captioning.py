@@ -55,8 +55,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--kills", type=int, default=20)
     asked = parser.parse_args()
-    on = this_machine()
-    print(f"{on.chip}, {on.os}, MLX {on.mlx} on the {on.device}; {asked.pictures} scenes, {asked.model}")
+    print(f"{this_machine().words}; {asked.pictures} scenes, {asked.model}")
     with tempfile.TemporaryDirectory() as folder:
         return measure(asked, Path(folder))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import shutil
 import sys
@@ -12,6 +11,8 @@ import time
 from pathlib import Path
 
 import synthetic
+
+from fastvlm_mlx.bench.machine import this_machine
 
 LIMIT_GIB = 3.0
 WAYS = (
@@ -42,7 +43,7 @@ def _gib(usage: resource.struct_rusage) -> float:
 
 def main() -> None:
     names = sys.argv[1:] or ["7b"]
-    print(f"machine: {platform.platform()}, {os.cpu_count()} CPU threads")
+    print(f"{this_machine().words}\n")
     print("| model | result | source GB | result GB | seconds | peak resident GiB |")
     print("|---|---|---|---|---|---|")
     worst = 0.0

@@ -7,8 +7,6 @@ so that the signal neither dies nor grows; what is measured is rounding, not qua
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ import mil
 import mlx.core as mx
 import numpy as np
 
+from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.checkpoint import parameters
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.convert import coreml
@@ -62,7 +61,7 @@ def main() -> None:
     weights = {f"vision.{name}": array for name, array in parameters(model).items()}  # type: ignore[arg-type]
     pixels = mx.random.uniform(shape=(1, size, size, 3), key=mx.random.key(1))
     expected = np.array(model(pixels).flatten(1, 2))
-    print(f"machine: {platform.platform()}, {os.cpu_count()} CPU threads; pictures of {size} px")
+    print(f"{this_machine().words}; pictures of {size} px\n")
     print("| precision | weights | largest error | limit | package MB | seconds to build |")
     print("|---|---|---|---|---|---|")
     above = False

@@ -8,16 +8,14 @@ root mean square of the difference over that of the logits.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
-import fastvlm_mlx  # isort: skip  - prefers OpenBLAS before mlx loads
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.config import TextConfig
 from fastvlm_mlx.models.cache import KVCache, packing
 from fastvlm_mlx.models.qwen2 import Qwen2
@@ -44,8 +42,7 @@ def read(language: Qwen2, ids: mx.array, caches: Sequence[KVCache]) -> mx.array:
 
 def megabytes(config: TextConfig, positions: int, bits: int | None) -> float:
     cache = KVCache(None if bits is None else packing(bits, 64, config.head_dim))
-    some = mx.random.normal((1, config.kv_heads, positions, config.head_dim)).astype(mx.float16)
-    cache.extend(some, some)
+    cache.extend(mx.random.normal((2, 1, config.kv_heads, positions, config.head_dim)).astype(mx.float16))
     return config.layers * sum(array.nbytes for array in cache.arrays) / 1e6
 
 
@@ -75,8 +72,7 @@ def main() -> None:
             _, taken = timed(lambda kind=kind: read(language, ids[:, :1], caches[kind]))  # type: ignore[misc]
             if number:
                 token_s[kind].append(taken)
-    machine = f"{platform.platform(terse=True)}, {os.cpu_count()} CPU threads, MLX {mx.__version__}"
-    print(f"{machine}, fastvlm-mlx {fastvlm_mlx.__version__}, {asked.positions} positions\n")
+    print(f"{this_machine().words}; {asked.positions} positions\n")
     print("| keys and values | MB | prefill, s | a token, ms | logits off |\n|---|--:|--:|--:|--:|")
     for kind, bits in KINDS.items():
         difference = logits[kind] - logits["floats"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 import synthetic
 
-from fastvlm_mlx import __version__
+from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.bench.measure import picture
 
 AS_STORED = """
@@ -37,7 +36,7 @@ def said(way: str, *arguments: object) -> bytes:
 
 
 def main() -> None:
-    print(f"{platform.platform(terse=True)}, {os.cpu_count()} CPU threads, fastvlm-mlx {__version__}\n")
+    print(f"{this_machine().words}\n")
     print("| stored | computed | px | | GiB in MLX | GiB resident |\n|---|---|--:|---|--:|--:|")
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
         shown, source = Path(folder) / "picture.jpg", Path(folder) / "source"

@@ -165,8 +165,7 @@ def main() -> None:
         told = (f"{of.config.vision.feature_dim}", f"{whole.weights:,}", f"{whole.macs / 1e6:.2f}")
         ratio = f"{took[name] / took[asked.only[0]]:.3f}"
         rows.append((name, *(f"{100 * right[key]:.1f}" for key in TOLD), *told, ms(took[name]), ratio))
-    on = this_machine()
-    print(f"{on.chip}, {on.os}, {on.cpu_threads} threads, MLX {on.mlx} on the {on.device}\n")
+    print(f"{this_machine().words}\n")
     shown = ", ".join(f"{int((held_out.targets[name] > 0).sum().item())} {name}" for name in TOLD)
     note = f"{asked.steps} steps, one run each; {asked.pictures} held-out pictures show {shown}. {size} px."
     print(Table("", HEADS, rows, (note,)).as_markdown())

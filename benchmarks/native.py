@@ -63,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, size, mode in WAYS:
             data = datasets.located(datasets.read((plain if size == SIDE else wide) / "data.jsonl"))
             found[name] = measured(vlm, data, size, mode)
-    on = this_machine()
-    print(f"{on.chip}, {on.os}, MLX {on.mlx}; {options.model}, {options.scenes} scenes\n")
+    print(f"{this_machine().words}; {options.model}, {options.scenes} scenes\n")
     print(f"| | questions | {' | '.join(found)} |\n|---|--:|{'--:|' * len(found)}")
     first = next(iter(found.values()))
     for category, score in {**first.categories, reports.ALL: first.overall}.items():

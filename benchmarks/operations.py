@@ -26,17 +26,19 @@ _VIEWS = frozenset(
         *("Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten"),
     )
 )
-_STANDS_IN = "Depends"  # for an operation that is one kernel; its first input is only a shape
+_STANDS_IN = "Depends"  # for an operation that is one kernel; its first inputs are the shapes of its outputs
 _PROMPT = 8  # positions known before the token that is counted; their number makes no difference
 
 
-def one(operation: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """The operation as a single node: a scalar in its shape that depends on its inputs."""
+def one(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation as a single node: scalars in its results' shapes that depend on its inputs."""
 
-    def node(*inputs: Any, **settings: Any) -> mx.array:
-        result = operation(*inputs, **settings)
-        shaped = mx.broadcast_to(mx.array(0, result.dtype), result.shape)
-        return mx.depends(shaped, [given for given in inputs if isinstance(given, mx.array)])
+    def node(*inputs: Any, **settings: Any) -> Any:
+        results = operation(*inputs, **settings)
+        each = results if isinstance(results, tuple) else (results,)
+        shaped = [mx.broadcast_to(mx.array(0, result.dtype), result.shape) for result in each]
+        told = mx.depends(shaped, [given for given in inputs if isinstance(given, mx.array)])
+        return tuple(told) if isinstance(results, tuple) else told[0]
 
     return node
 
@@ -97,7 +99,8 @@ def work(model: nn.Module, dtype: mx.Dtype, run: Callable[..., Any], *inputs: mx
 
 
 def counted(nodes: list[Mapping[str, Any]]) -> Work:
-    shapes = {node["inputs"][0][0] for node in nodes if node["name"] == _STANDS_IN}
+    standing = [node for node in nodes if node["name"] == _STANDS_IN]
+    shapes = {given[0] for node in standing for given in node["inputs"][: len(node["outputs"])]}
     nodes = [node for node in nodes if not any(output[0] in shapes for output in node["outputs"])]
     behind: dict[str, int] = {}  # bytes that a view looks at, where they are fewer than its own
     views = moved = 0
@@ -111,7 +114,7 @@ def counted(nodes: list[Mapping[str, Any]]) -> Work:
             views += 1
             behind |= {output[0]: held(node["inputs"][0]) for output in node["outputs"]}
         else:
-            read = node["inputs"][1:] if node["name"] == _STANDS_IN else node["inputs"]
+            read = node["inputs"][len(node["outputs"]) :] if node["name"] == _STANDS_IN else node["inputs"]
             moved += sum(map(held, (*read, *node["outputs"])))
     return Work(len(nodes) - views, views, moved)
 

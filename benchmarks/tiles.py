@@ -66,10 +66,9 @@ def main() -> None:
     for index, run in interleaved([(vlm, case) for case in listed], asked.runs, 2):
         measured[listed[index]].extend([run] if run else [])
         sys.stderr.write(f"{listed[index].reading().label}: {'measured' if run else 'warm'}\n")
-    on = this_machine()
     name = "a small model" if asked.small else asked.variant
     dtype = str(vlm.dtype).rpartition(".")[2]
-    print(f"{on.chip}, {on.os}, MLX {on.mlx} on the {on.device}; {name}, random weights, {dtype}\n")
+    print(f"{this_machine().words}; {name}, random weights, {dtype}\n")
     rows = [row(case, runs) for case, runs in measured.items()]
     print(Table("", HEADS, rows, (f"Medians of {asked.runs} runs.",)).as_markdown())
 

@@ -24,8 +24,7 @@ TOKENS = 8
 
 
 def main(size: str = "1024", variant: str = "0.5b") -> int:
-    on = this_machine()
-    print(f"{on.chip}, {on.os}, MLX {on.mlx} on the {on.device}; {variant}, {size} px", flush=True)
+    print(f"{this_machine().words}; {variant}, {size} px", flush=True)
     vlm = untrained.build(VARIANTS[variant], mx.float32)
     vlm.tokenizer = Tokenizer.load(TOKENIZER)  # one that tells words apart
     picture = vlm.picture(measure.picture(), int(size))

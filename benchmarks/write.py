@@ -1,7 +1,7 @@
 """Run the fixed set of benchmarks and put what they print into docs/benchmarks.md.
 
 `python benchmarks/write.py [NAME …]`: all, or some of the names below. What stands between a section's
-marks, `<!-- NAME -->` and `<!-- end of NAME -->`, is replaced: command, machine, date and output. A section
+marks, `<!-- NAME -->` and `<!-- end of NAME -->`, is replaced: command, date and output. A section
 that is not there yet goes to the end; one whose peers are not installed is left as it is.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
 import re
 import shlex
 import subprocess
@@ -106,10 +104,6 @@ def printed(section: Section) -> str:
         return (file.read_text(encoding="utf-8") if file.exists() else said).strip()
 
 
-def machine() -> str:
-    return f"{platform.platform(terse=True)}, {os.cpu_count()} CPU threads"
-
-
 def put(page: str, name: str, section: Section, body: str) -> str:
     """Between the section's marks; a section that is not on the page goes to its end."""
     first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -135,7 +129,7 @@ def main() -> None:
         print(f"{name}: {section.command}", file=sys.stderr)
         told = printed(section)
         print(told, flush=True)
-        head = f"`{section.command}`, {machine()}, {datetime.date.today()}:"
+        head = f"`{section.command}`, {datetime.date.today()}:"
         page = put(PAGE.read_text(encoding="utf-8"), name, section, f"{head}\n\n{told}")
         PAGE.write_text(page, encoding="utf-8")
 

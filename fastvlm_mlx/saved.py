@@ -1,8 +1,8 @@
 """A conversation as a file: its words and pictures, and what has been worked out for them.
 
 A safetensors file. Its metadata hold the words as JSON; its tensors are `picture.N` (8 bits where that is all
-there is to it), `features.N`, and `keys.L` and `values.L` of the first `known` positions, with `.scales` and
-`.biases` where those are packed.
+there is to it), `features.N`, and `seen.L`, a layer's keys and values of the first `known` positions, with
+`.scales` and `.biases` where those are packed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .image import as_bytes, as_floats
 from .prompt import Picture
 from .strict import parse
 
-FORMAT, VERSION = "fastvlm-mlx-conversation", 1
+FORMAT, VERSION = "fastvlm-mlx-conversation", 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ def read(path: Path) -> tuple[Saved, list[Picture], dict[str, mx.array]]:
             str(error) if isinstance(error, ConfigError) else f"{path}: {error}; {repair}"
         ) from None
     if told.version != VERSION:
-        raise DataError(f"{path}: is of version {told.version}, and this release reads {VERSION}; upgrade")
+        repair = "upgrade" if told.version > VERSION else "begin anew, or use the release that saved it"
+        raise DataError(f"{path}: is of version {told.version}, and this release reads {VERSION}; {repair}")
     arrays = tensorfile.lazy_arrays(path)
     mx.eval(arrays)
     pictures: list[Picture] = []

@@ -29,7 +29,6 @@ from .sampling import Options, Sampling
 from .saved import Saved, SavedTurn
 from .vlm import VLM, Image
 
-_KINDS = ("keys", "values")
 _END = "<|im_end|>\n"  # of a turn, before the next
 _ROOM_SHARE = 1 / 4  # of the context: the most that is kept free for an answer
 _KEPT_SHARE = 3 / 4  # of the context: what is left once turns have to go, so that it lasts for some questions
@@ -240,7 +239,9 @@ class Session:
         text, read = self.vlm.config.text, rows(self.prompt())
         layers = range(text.layers if known else 0)
         held = {
-            name: (1, text.kv_heads, known, width) for n in layers for name, width in self._widths(n).items()
+            name: (2, 1, text.kv_heads, known, width)
+            for n in layers
+            for name, width in self._widths(n).items()
         }
         seen = {f"features.{n}": (picture.positions, text.hidden_size) for n, picture in enumerate(pictures)}
         for name, shape in (held | seen).items():
@@ -260,7 +261,7 @@ class Session:
         self._prefix = Prefix(caches, read[:known])
 
     def _widths(self, layer: int) -> dict[str, int]:
-        """What a layer's keys and values are saved as, in the cache's order, and how wide each is."""
+        """What a layer's keys and values are saved as, and how wide each array is."""
         dim, how = self.vlm.config.text.head_dim, self.vlm.model.language.packing
         parts = {"": dim}
         if how is not None:
@@ -269,7 +270,7 @@ class Session:
                 ".scales": dim // how.group_size,
                 ".biases": dim // how.group_size,
             }
-        return {f"{kind}.{layer}{part}": width for kind in _KINDS for part, width in parts.items()}
+        return {f"seen.{layer}{part}": width for part, width in parts.items()}
 
     def _asked(self, text: str, pictures: Sequence[Picture]) -> Prompt:
         return assemble(render(text, len(pictures), ""), pictures, self.vlm.tokenizer.encode)

@@ -17,7 +17,7 @@ def read(*ids: int) -> Prefix:
     """One that knows these."""
     caches = fresh()
     for cache in caches:
-        cache.extend(*mx.random.normal((2, 1, 2, len(ids), 8)))
+        cache.extend(mx.random.normal((2, 1, 2, len(ids), 8)))
     return Prefix(caches, list(ids))
 
 
@@ -72,7 +72,7 @@ def test_a_picture_is_known_by_its_content() -> None:
     held = Prefixes()
     caches = fresh()
     for cache in caches:
-        cache.extend(*mx.random.normal((2, 1, 2, 2, 8)))
+        cache.extend(mx.random.normal((2, 1, 2, 2, 8)))
     held.put(Prefix(caches, [5, one.key]))
     assert len(held.begun((Text((5,)), same, Text((1,))), fresh)) == 2
     assert len(held.begun((Text((5,)), other, Text((1,))), fresh)) == 1

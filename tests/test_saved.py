@@ -104,12 +104,13 @@ def rewritten(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"keys_0": None}, "keys.0"),
-        ({"values_1": mx.zeros((1, 2, 3, 4))}, "values.1"),
+        ({"seen_0": None}, "seen.0"),
+        ({"seen_1": mx.zeros((2, 1, 2, 3, 4))}, "seen.1"),
         ({"features_0": mx.zeros((1, 1))}, "features.0"),
         ({"picture_0": None}, "shows pictures"),
         ({"picture_0": mx.zeros((1, 100, 128, 3))}, "picture 0"),
-        ({"words": {'"version": 1': '"version": 9'}}, "version 9"),
+        ({"words": {'"version": 2': '"version": 9'}}, "version 9.*upgrade"),
+        ({"words": {'"version": 2': '"version": 1'}}, "version 1.*begin anew"),
         ({"words": {'"turns"': '"turn"'}}, "turn"),
         ({"words": {'"ids": [': '"ids": [99999, '}}, "vocabulary"),
         ({"words": {"{": ""}}, "save the conversation again"),

@@ -269,10 +269,10 @@ def test_an_interrupt_anywhere_in_the_decoder_leaves_a_session_that_goes_on(
     asked(session, FIRST, pictures[:1])
     extend, calls = KVCache.extend, itertools.count(1)
 
-    def interrupted(self: KVCache, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def interrupted(self: KVCache, both: mx.array) -> tuple[mx.array, mx.array]:
         if next(calls) == call:
             raise KeyboardInterrupt
-        return extend(self, keys, values)
+        return extend(self, both)  # type: ignore[return-value]
 
     with monkeypatch.context() as patch:
         patch.setattr(KVCache, "extend", interrupted)

@@ -27,6 +27,14 @@ class Machine:
     mlx: str
     fastvlm_mlx: str
 
+    @property
+    def words(self) -> str:
+        cores = f", {self.gpu_cores} GPU cores" if self.gpu_cores else ""
+        return (
+            f"{self.chip}{cores}, {self.cpu_threads} CPU threads, {self.memory_bytes / 2**30:.0f} GiB, "
+            f"{self.os}, MLX {self.mlx} on the {self.device}, fastvlm-mlx {self.fastvlm_mlx}"
+        )
+
 
 def this_machine() -> Machine:
     on_mac = platform.system() == "Darwin"
@@ -39,7 +47,7 @@ def this_machine() -> Machine:
         gpu_cores=int(cores[1]) if cores else None,
         cpu_threads=os.cpu_count(),
         memory_bytes=memory_bytes(),
-        os=f"macOS {platform.mac_ver()[0]}" if on_mac else platform.platform(terse=True),
+        os=f"macOS {platform.mac_ver()[0]}" if on_mac else _linux(),
         python=platform.python_version(),
         mlx=version("mlx"),
         fastvlm_mlx=__version__,
@@ -48,6 +56,11 @@ def this_machine() -> Machine:
 
 def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _linux() -> str:
+    release = ".".join(platform.release().split(".")[:2])
+    return f"{platform.system()} {release} {platform.machine()}"
 
 
 def _linux_chip() -> str:

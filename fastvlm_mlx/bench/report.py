@@ -69,16 +69,13 @@ def _stopped(setting: Setting) -> list[str]:
 
 
 def facts(setting: Setting) -> list[str]:
-    on = setting.machine
-    cores = f", {on.gpu_cores} GPU cores" if on.gpu_cores else ""
     started = [
         f"{what} {taken:.2f} s"
         for what, taken in (("load", setting.load_s), ("cold start", setting.cold_start_s))
         if taken is not None
     ]
     return [
-        f"{on.chip}{cores}, {on.memory_bytes / 2**30:.0f} GiB, {on.os}, MLX {on.mlx} on the {on.device}, "
-        f"fastvlm-mlx {on.fastvlm_mlx}",
+        setting.machine.words,
         f"{setting.model}, {setting.dtype}, quantization {setting.quantization}",
         ", ".join([*started, f"at most {setting.resident_bytes / 2**30:.2f} GiB resident"]),
     ]

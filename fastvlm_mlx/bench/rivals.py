@@ -102,7 +102,7 @@ class ConvNeXtBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         wide = 4 * x.shape[-1]
-        return x + by_rows(lambda rows: self.fc2(gelu(self.fc1(self.norm(rows)))), self.depthwise(x), wide)
+        return x + by_rows(lambda rows: self.fc2(gelu(self.fc1(self.norm(rows)))), wide, self.depthwise(x))
 
 
 class ConvNeXt(nn.Module):

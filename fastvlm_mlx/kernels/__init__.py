@@ -4,28 +4,38 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from .activation import gelu, swiglu
+from .activation import gelu, shifted, swiglu
 from .attention import Attention
 from .choice import chosen
 from .depthwise import Convolution, Depthwise, stock, toeplitz
 
-__all__ = ["Convolution", "attend", "by_rows", "depthwise", "gelu", "stock", "swiglu", "toeplitz"]
+__all__ = [
+    "Convolution",
+    "attend",
+    "by_rows",
+    "depthwise",
+    "gelu",
+    "shifted",
+    "stock",
+    "swiglu",
+    "toeplitz",
+]
 
 _RUN_FLOATS = 2**20
 
 
-def by_rows(layer: Callable[[mx.array], mx.array], x: mx.array, width: int) -> mx.array:
-    """`layer` of every row of x (…, C), which is at most `width` wide on the way.
+def by_rows(layer: Callable[..., mx.array], width: int, *inputs: mx.array) -> mx.array:
+    """`layer` of every row of the inputs (…, C), which are at most `width` wide on the way.
 
     On the CPU in runs of rows small enough to stay in cache.
     """
-    rows = max(1, _RUN_FLOATS // width)
-    count = -(-x.size // (x.shape[-1] * rows))
-    if count == 1 or mx.default_device() == mx.Device(mx.gpu):
-        return layer(x)
-    flat = x.reshape(-1, x.shape[-1])
-    runs = [layer(flat[first : first + rows]) for first in range(0, flat.shape[0], rows)]
-    return mx.concatenate(runs).reshape(*x.shape[:-1], -1)
+    outer = inputs[0].shape[:-1]
+    flat = [x.flatten(0, -2) for x in inputs]
+    count, rows = flat[0].shape[0], max(1, _RUN_FLOATS // width)
+    if count <= rows or mx.default_device() == mx.Device(mx.gpu):
+        return layer(*flat).reshape(*outer, -1)
+    runs = [layer(*(x[first : first + rows] for x in flat)) for first in range(0, count, rows)]
+    return mx.concatenate(runs).reshape(*outer, -1)
 
 
 def depthwise(weight: mx.array, stride: int) -> Convolution:

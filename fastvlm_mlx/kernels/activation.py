@@ -1,4 +1,4 @@
-"""Activations, each one kernel on a GPU.
+"""Activations, and sums beside them, each one kernel on a GPU.
 
 `mx.compile` is used on GPUs only: on the CPU it runs a C++ compiler for about a second per kernel,
 which would land in the first answer. There, MLX's erf and exp go one value at a time, and twenty-odd
@@ -72,11 +72,22 @@ def _gelu(x: mx.array) -> mx.array:
     return x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5
 
 
+def _gelu_of_sum(x: mx.array, bias: mx.array) -> mx.array:
+    return _gelu(x + bias)
+
+
+def _shifted(x: mx.array, first: mx.array, second: mx.array) -> tuple[mx.array, mx.array]:
+    x = x + first
+    return x, x + second
+
+
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(gate) * up
 
 
 _fused_gelu = mx.compile(_gelu, shapeless=True)
+_fused_gelu_of_sum = mx.compile(_gelu_of_sum, shapeless=True)
+_fused_shifted = mx.compile(_shifted, shapeless=True)
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
@@ -88,8 +99,17 @@ def _on_gpu() -> bool:
     return mx.default_device() == mx.Device(mx.gpu)
 
 
-def gelu(x: mx.array) -> mx.array:
-    """By the error function, as the reference."""
+def shifted(x: mx.array, first: mx.array, second: mx.array) -> tuple[mx.array, mx.array]:
+    """x + first, and second added to that"""
+    return _fused_shifted(x, first, second) if _on_gpu() else _shifted(x, first, second)
+
+
+def gelu(x: mx.array, bias: mx.array | None = None) -> mx.array:
+    """Of x + bias, by the error function, as the reference."""
+    if bias is not None:
+        if _on_gpu():
+            return _fused_gelu_of_sum(x, bias)
+        x = x + bias
     if x.size <= _FEW and not _on_gpu():
         return _gelu(x)
     y: mx.array = chosen(Gelu(min(x.size, _MANY)), x.dtype).make(x)

@@ -69,6 +69,12 @@ def _attend_packed(q: mx.array, k: Packed, v: Packed, scale: float, mask: Mask) 
     return mx.quantized_matmul(weights, *v[:3], False, v.how.group_size, v.how.bits).reshape(q.shape)
 
 
+def halves(both: mx.array) -> tuple[mx.array, mx.array]:
+    """Keys and values, as views; an index would copy them."""
+    keys, values = mx.split(both, 2)
+    return keys.squeeze(0), values.squeeze(0)
+
+
 class KVCache:
     """Grows by steps of 256 positions and is written in place between them.
 
@@ -80,21 +86,23 @@ class KVCache:
         self.offset = 0  # columns held
         self.how = how
         self._empty: tuple[int, ...] = ()  # of each row's columns, if they are not equally long
-        self._held: tuple[mx.array, ...] = ()  # keys and values, or the parts of both, with room to grow
+        self._held: tuple[
+            mx.array, ...
+        ] = ()  # keys and values in one, or its packed parts; with room to grow
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array] | tuple[Packed, Packed]:
-        """Append (B, kv_heads, L, head_dim); return everything held."""
+    def extend(self, both: mx.array) -> tuple[mx.array, mx.array] | tuple[Packed, Packed]:
+        """Append keys and values (2, B, kv_heads, L, head_dim); return all keys, all values."""
         if self.how is None:
-            held = self.append(keys, values)
-            return held[0], held[1]
-        size, bits = self.how.group_size, self.how.bits
-        held = self.append(*mx.quantize(keys, size, bits), *mx.quantize(values, size, bits))
-        k, v = held[:3], held[3:]
-        return Packed(k[0], k[1], k[2], self.how), Packed(v[0], v[1], v[2], self.how)
+            (held,) = self.append(both)
+            return halves(held)
+        parts = self.append(*mx.quantize(both, self.how.group_size, self.how.bits))
+        words, scales, biases = map(halves, parts)
+        keys, values = (Packed(words[kind], scales[kind], biases[kind], self.how) for kind in (0, 1))
+        return keys, values
 
     def append(self, *parts: mx.array) -> list[mx.array]:
         """What `arrays` would hold of new positions; return everything held."""
-        start, end = self.offset, self.offset + parts[0].shape[2]
+        start, end = self.offset, self.offset + parts[0].shape[-2]
         before: Sequence[mx.array | None] = self._held or [None] * len(parts)
         self._held = tuple(_grown(held, start, end, part) for held, part in zip(before, parts, strict=True))
         for held, part in zip(self._held, parts, strict=True):
@@ -121,7 +129,7 @@ class KVCache:
             return
         chosen, empty = mx.array(rows), [self._empty[row] for row in rows] if self._empty else []
         cut = min(empty, default=0)
-        self._held = tuple(held[chosen, :, cut:] for held in self._held)
+        self._held = tuple(held[:, chosen, :, cut:] for held in self._held)
         self.offset -= cut
         self._empty = tuple(count - cut for count in empty) if any(count > cut for count in empty) else ()
 
@@ -141,13 +149,12 @@ class KVCache:
         empty = self._empty[row] if self._empty else 0
         other = KVCache(self.how)
         other.offset = self.offset - empty
-        own = slice(row, row + 1), slice(None), slice(empty, self.offset)
         # Copies: a part of the batch's arrays would keep them whole.
-        other._held = tuple(held[own] + 0 for held in self._held)
+        other._held = tuple(held[:, row : row + 1, :, empty : self.offset] + 0 for held in self._held)
         return other
 
     def _emptied(self, end: int) -> list[int]:
-        rows = self._held[0].shape[0] if self._held else 0
+        rows = self._held[0].shape[1] if self._held else 0
         return [end - self.offset + empty for empty in self._empty or (0,) * rows]
 
     def trim(self, positions: int) -> None:
@@ -163,7 +170,7 @@ class KVCache:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """Keys and values; packed, words, scales and biases of the keys, then of the values."""
+        """Keys and values (2, B, kv_heads, room, head_dim); packed, their words, scales and biases."""
         return list(self._held)
 
 
@@ -172,16 +179,16 @@ def _stacked(first: mx.array, used: int, second: mx.array, others: int) -> mx.ar
     end = max(used, others)
     room = -(-(end + 1) // _STEP) * _STEP - end
     parts = [
-        mx.pad(held[..., :length, :], [(0, 0), (0, 0), (end - length, room), (0, 0)])
+        mx.pad(held[..., :length, :], [(0, 0)] * 3 + [(end - length, room), (0, 0)])
         for held, length in ((first, used), (second, others))
     ]
-    return mx.concatenate(parts)
+    return mx.concatenate(parts, axis=1)
 
 
 def _grown(held: mx.array | None, used: int, needed: int, like: mx.array) -> mx.array:
-    if held is not None and needed <= held.shape[2]:
+    if held is not None and needed <= held.shape[-2]:
         return held
-    batch, heads, _, dim = like.shape
+    *outer, _, dim = like.shape
     room = -(-needed // _STEP) * _STEP
-    fresh = mx.zeros((batch, heads, room - used, dim), like.dtype)
-    return fresh if held is None else mx.concatenate([held[..., :used, :], fresh], axis=2)
+    fresh = mx.zeros((*outer, room - used, dim), like.dtype)
+    return fresh if held is None else mx.concatenate([held[..., :used, :], fresh], axis=-2)

@@ -7,6 +7,7 @@ untied head, and all go through every step together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,6 +18,13 @@ from ..kernels import swiglu
 from .cache import KVCache, Mask, attend
 
 Group = mx.distributed.Group
+
+
+class Places(NamedTuple):
+    """Where what is read stands, in every row or in each."""
+
+    first: int | mx.array
+    of_heads: mx.array | None = None  # of one position's heads, queries, keys and values of each row
 
 
 def added(x: mx.array, matrix: nn.Linear, hidden: mx.array) -> mx.array:
@@ -34,16 +42,29 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
         self._rope_theta = config.rope_theta
 
-    def __call__(
-        self, x: mx.array, cache: KVCache, position: int | mx.array, mask: Mask, onto: mx.array
-    ) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache, places: Places, mask: Mask, onto: mx.array) -> mx.array:
         batch, length, _ = x.shape
         heads = self.qkv(x).reshape(batch, length, -1, self._head_dim).swapaxes(1, 2)
-        qk, v = mx.split(heads, (self._heads + self._kv_heads,), axis=1)
-        q, k = mx.split(self._rotated(qk, position), (self._heads,), axis=1)
-        keys, values = cache.extend(k, v)
+        if places.of_heads is None:
+            qk, v = mx.split(heads, (self._heads + self._kv_heads,), axis=1)
+            q, k = mx.split(self._rotated(qk, places.first), (self._heads,), axis=1)
+            both = mx.stack([k, v])
+        else:
+            alone = self._rotated(heads.reshape(-1, 1, 1, self._head_dim), places.of_heads)
+            q, both = mx.split(alone.reshape(heads.shape), (self._heads,), axis=1)
+            both = both.reshape(batch, 2, self._kv_heads, 1, self._head_dim).swapaxes(0, 1)
+        keys, values = cache.extend(both)
         x = attend(q, keys, values, self._head_dim**-0.5, mask)
         return added(onto, self.out, x.swapaxes(1, 2).reshape(batch, length, -1))
+
+    def places_of_heads(self, position: int | mx.array, batch: int) -> mx.array:
+        """Of one position: rows of heads, the values at 0, where rotation changes nothing.
+
+        All go through one rotation then, and keys and values come out side by side.
+        """
+        turning = mx.arange(self._heads + 2 * self._kv_heads) < self._heads + self._kv_heads
+        of_rows = mx.broadcast_to(mx.array(position), (batch,))
+        return (of_rows[:, None] * turning).flatten()
 
     def shard(self, group: Group) -> None:
         """Keep this rank's queries, with the keys and values that they look at."""
@@ -80,8 +101,8 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, cache: KVCache, position: int | mx.array, mask: Mask) -> mx.array:
-        x = self.attention(self.attention_norm(x), cache, position, mask, onto=x)
+    def __call__(self, x: mx.array, cache: KVCache, places: Places, mask: Mask) -> mx.array:
+        x = self.attention(self.attention_norm(x), cache, places, mask, onto=x)
         return self.mlp(self.mlp_norm(x), onto=x)
 
 
@@ -112,9 +133,13 @@ class Qwen2(nn.Module):
 
     def __call__(self, rows: mx.array, caches: Sequence[KVCache]) -> mx.array:
         """(B, L, d) -> (B, L, d)"""
-        position, mask = caches[0].position, caches[0].mask(rows.shape[1])  # of all layers alike
+        batch, length, _ = rows.shape
+        position, mask = caches[0].position, caches[0].mask(length)  # of all layers alike
+        places = Places(position)
+        if length == 1 and mx.default_device() == mx.Device(mx.gpu):  # on a CPU that would be slower
+            places = Places(position, self.layers[0].attention.places_of_heads(position, batch))
         for layer, cache in zip(self.layers, caches, strict=True):
-            rows = layer(rows, cache, position, mask)
+            rows = layer(rows, cache, places, mask)
         return self.norm(rows)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -8,6 +8,7 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..models.cache import halves
 from ..models.fastvlm import FastVLM
 from . import disguise, scenes
 from .batches import NOTHING, Rows, Texts
@@ -109,14 +110,14 @@ class _Shared:
     def __init__(self, head_of: mx.array):
         self.position = 0
         self._head_of = head_of
-        self._heads: tuple[mx.array, mx.array] | None = None
+        self._heads: mx.array | None = None
 
-    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def extend(self, both: mx.array) -> tuple[mx.array, mx.array]:
         if self._heads is None:
-            self._heads, self.position = (keys, values), keys.shape[2]
-            return keys, values
-        seen_keys, seen_values = (mx.take(part, self._head_of, axis=0) for part in self._heads)
-        return mx.concatenate([seen_keys, keys], axis=2), mx.concatenate([seen_values, values], axis=2)
+            self._heads, self.position = both, both.shape[3]
+        else:
+            both = mx.concatenate([mx.take(self._heads, self._head_of, axis=1), both], axis=3)
+        return halves(both)
 
     def mask(self, length: int) -> Literal["causal"]:
         return "causal"

@@ -42,5 +42,5 @@ def test_ours_are_fewer_than_mlx_vlms() -> None:
     rows = [line.strip("| ").split(" | ") for line in ran.out.splitlines() if line.startswith("| ")][1:]
     share = {row[0]: float(row[3].rstrip("%")) for row in rows}
     assert share["encode 64 px, operations"] <= 60
-    assert share["decode one token, operations"] <= 66
+    assert share["decode one token, operations"] <= 60
     assert share["decode one token, views"] < 100

@@ -37,7 +37,20 @@ def test_swiglu_is_exact_everywhere(swiglu: Callable[[mx.array, mx.array], mx.ar
 
 def test_running_by_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_RUN_FLOATS", 100)
-    x, weight = (mx.random.normal(s, key=mx.random.key(0)) for s in ((2, 3, 5, 8), (16, 8)))
-    found = kernels.by_rows(lambda rows: rows @ weight.T, x, 16)
+    shapes = (2, 3, 5, 8), (16, 8), (2, 3, 5, 16)
+    x, weight, sums = (mx.random.normal(shape, key=mx.random.key(0)) for shape in shapes)
+    found = kernels.by_rows(lambda sums, rows: sums + rows @ weight.T, 16, sums, x)
     assert found.shape == (2, 3, 5, 16)
-    assert mx.allclose(found, x @ weight.T, rtol=1e-5, atol=1e-6)
+    assert mx.allclose(found, sums + x @ weight.T, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_gpu_compiles_is_the_same_for_any_shape() -> None:
+    first, second = mx.random.normal((2, 8), key=mx.random.key(1))
+    for shape in ((1, 4, 4, 8), (2, 6, 3, 8)):
+        x = mx.random.normal(shape, key=mx.random.key(2))
+        summed = activation._fused_gelu_of_sum(x, first)
+        assert mx.allclose(summed, activation.gelu(x, first), rtol=1e-5, atol=1e-6)
+        assert mx.allclose(summed, activation.gelu(x + first), rtol=1e-5, atol=1e-6)
+        one, both = activation._fused_shifted(x, first, second)
+        assert mx.allclose(one, x + first)
+        assert mx.allclose(both, x + first + second)

@@ -17,9 +17,8 @@ from fastvlm_mlx.models.qwen2 import Qwen2
 ErrorOf = Callable[[Any, Any], float]
 
 
-def keys_and_values(length: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> tuple[mx.array, mx.array]:
-    k, v = mx.random.normal((2, 1, 2, length, 8), key=mx.random.key(seed)).astype(dtype)
-    return k, v
+def keys_and_values(length: int, seed: int = 0, dtype: mx.Dtype = mx.float32, batch: int = 1) -> mx.array:
+    return mx.random.normal((2, batch, 2, length, 8), key=mx.random.key(seed)).astype(dtype)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +38,12 @@ def keys_and_values(length: int, seed: int = 0, dtype: mx.Dtype = mx.float32) ->
     ids=lambda lengths: "+".join(map(str, lengths)) if len(lengths) < 9 else f"{len(lengths)} ones",
 )
 def test_what_was_put_in_comes_out_in_order(lengths: list[int]) -> None:
-    keys, values = keys_and_values(sum(lengths))
+    both = keys_and_values(sum(lengths))
     cache = KVCache()
     for start, end in pairwise([0, *accumulate(lengths)]):
-        k, v = cache.extend(keys[:, :, start:end], values[:, :, start:end])
+        k, v = cache.extend(both[..., start:end, :])
         assert cache.offset == end
-        assert mx.array_equal(k, keys[:, :, :end])
-        assert mx.array_equal(v, values[:, :, :end])
+        assert mx.array_equal(mx.stack([k, v]), both[..., :end, :])
 
 
 @pytest.mark.parametrize(
@@ -53,19 +51,18 @@ def test_what_was_put_in_comes_out_in_order(lengths: list[int]) -> None:
 )
 @pytest.mark.parametrize("one_by_one", [False, True])
 def test_room_grows_by_steps_of_256(positions: int, held: int, one_by_one: bool) -> None:
-    keys, values = keys_and_values(positions)
+    both = keys_and_values(positions)
     cache = KVCache()
     for start in range(0, positions, 1 if one_by_one else positions):
-        end = start + 1 if one_by_one else positions
-        cache.extend(keys[:, :, start:end], values[:, :, start:end])
-    assert [array.shape[2] for array in cache.arrays] == [held, held]
+        cache.extend(both[..., start : start + 1 if one_by_one else positions, :])
+    assert [array.shape[-2] for array in cache.arrays] == [held]
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
 def test_types_are_kept(dtype: mx.Dtype) -> None:
     cache = KVCache()
     for length in (3, 300):
-        k, v = cache.extend(*keys_and_values(length, dtype=dtype))
+        k, v = cache.extend(keys_and_values(length, dtype=dtype))
         assert k.dtype == v.dtype == dtype
 
 
@@ -75,51 +72,48 @@ def test_a_new_cache_holds_nothing() -> None:
 
 def test_what_was_handed_out_is_not_written_over() -> None:
     cache = KVCache()
-    k, v = keys_and_values(2)
-    early, _ = cache.extend(k[:, :, :1], v[:, :, :1])
+    both = keys_and_values(2)
+    early, _ = cache.extend(both[..., :1, :])
     mx.eval(early)
-    cache.extend(k[:, :, 1:], v[:, :, 1:])
-    assert mx.array_equal(early, k[:, :, :1])
+    cache.extend(both[..., 1:, :])
+    assert mx.array_equal(early, both[0, ..., :1, :])
 
 
 def test_the_rows_that_stay_are_kept_whole() -> None:
-    rows = [mx.random.normal((4, 2, 300, 8), key=mx.random.key(seed)) for seed in (1, 2)]
+    rows = keys_and_values(300, 1, batch=4)
     cache = KVCache()
     cache.keep([0])  # of nothing, nothing
-    cache.extend(*rows)
+    cache.extend(rows)
     cache.keep([0, 2, 3])
     cache.keep([1, 2])
-    more = [mx.random.normal((2, 2, 1, 8), key=mx.random.key(seed)) for seed in (3, 4)]
-    for found, before, after in zip(cache.extend(*more), rows, more, strict=True):
-        assert mx.array_equal(found, mx.concatenate([before[2:], after], axis=2))
+    more = keys_and_values(1, 3, batch=2)
+    assert mx.array_equal(mx.stack(cache.extend(more)), mx.concatenate([rows[:, 2:], more], axis=-2))
 
 
 def test_what_was_trimmed_is_written_over() -> None:
-    keys, values = keys_and_values(600)
+    both = keys_and_values(600)
     cache = KVCache()
     cache.trim(3)  # of nothing, nothing
-    cache.extend(keys[:, :, :400], values[:, :, :400])
+    cache.extend(both[..., :400, :])
     cache.trim(500)
     assert cache.offset == 400
     cache.trim(250)
-    k, v = cache.extend(keys[:, :, 100:300], values[:, :, 100:300])
-    for found, whole in ((k, keys), (v, values)):
-        expected = mx.concatenate([whole[:, :, :250], whole[:, :, 100:300]], axis=2)
-        assert mx.array_equal(found, expected)
+    found = mx.stack(cache.extend(both[..., 100:300, :]))
+    assert mx.array_equal(found, mx.concatenate([both[..., :250, :], both[..., 100:300, :]], axis=-2))
 
 
 @pytest.mark.parametrize("positions", [0, 1, 255, 256, 300, 999])
 def test_forks_do_not_write_into_each_other(positions: int) -> None:
-    keys, values = keys_and_values(400)
+    both = keys_and_values(400)
     cache = KVCache()
-    cache.extend(keys[:, :, :300], values[:, :, :300])
+    cache.extend(both[..., :300, :])
     other = cache.fork(positions)
     held = min(positions, 300)
     assert (cache.offset, other.offset) == (300, held)
-    theirs, _ = other.extend(values[:, :, :50], keys[:, :, :50])
-    ours, _ = cache.extend(keys[:, :, 300:], values[:, :, 300:])
-    assert mx.array_equal(ours, keys)
-    assert mx.array_equal(theirs, mx.concatenate([keys[:, :, :held], values[:, :, :50]], axis=2))
+    theirs = mx.stack(other.extend(-both[..., :50, :]))
+    ours = mx.stack(cache.extend(both[..., 300:, :]))
+    assert mx.array_equal(ours, both)
+    assert mx.array_equal(theirs, mx.concatenate([both[..., :held, :], -both[..., :50, :]], axis=-2))
     assert KVCache().fork(5).arrays == []
 
 
@@ -179,6 +173,30 @@ def test_decoding_with_the_cache_equals_recomputing(language: Qwen2, rows: mx.ar
     assert {cache.offset for cache in caches} == {269}
 
 
+@pytest.mark.parametrize("lengths", [(5,), (260,), (3, 20)])
+def test_one_rotation_for_all_heads_as_on_a_gpu_changes_nothing(
+    language: Qwen2,
+    rows: mx.array,
+    lengths: tuple[int, ...],
+    relative_error: ErrorOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[mx.array] = []
+    for device in (mx.cpu, mx.gpu):
+        together, *others = [language.new_caches() for _ in lengths]
+        for length, caches in zip(lengths, (together, *others), strict=True):
+            language(rows[:, :length], caches)
+        for caches in others:
+            for one, other in zip(together, caches, strict=True):
+                one.join(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(mx, "default_device", lambda device=device: mx.Device(device))
+            following = mx.broadcast_to(rows[:, -3:], (len(lengths), 3, 32))
+            said = [language(following[:, place : place + 1], together) for place in range(3)]
+            found.append(mx.concatenate(said, axis=1))
+    assert relative_error(found[1], found[0]) <= 1e-6
+
+
 def test_one_cache_too_few_is_an_error(language: Qwen2, rows: mx.array) -> None:
     with pytest.raises(ValueError, match="zip"):
         language(rows, language.new_caches()[:1])
@@ -188,7 +206,7 @@ def test_one_cache_too_few_is_an_error(language: Qwen2, rows: mx.array) -> None:
 
 
 def held(cache: KVCache) -> list[tuple[mx.array, ...]]:
-    rows = cache.arrays[0].shape[0]
+    rows = cache.arrays[0].shape[1]
     return [
         tuple(array[..., : cache.row(row).offset, :] for array in cache.row(row).arrays)
         for row in range(rows)
@@ -199,7 +217,7 @@ def held(cache: KVCache) -> list[tuple[mx.array, ...]]:
 def test_joined_rows_stay_what_they_were(lengths: tuple[int, int]) -> None:
     caches = [KVCache(), KVCache()]
     for seed, (cache, length) in enumerate(zip(caches, lengths, strict=True)):
-        cache.extend(*keys_and_values(length, seed))
+        cache.extend(keys_and_values(length, seed))
     before = [held(cache)[0] for cache in caches]
     together = caches[0].fork(10**6)
     together.join(caches[1])
@@ -207,16 +225,16 @@ def test_joined_rows_stay_what_they_were(lengths: tuple[int, int]) -> None:
     for found, expected in zip(held(together), before, strict=True):
         for one, other in zip(found, expected, strict=True):
             assert mx.array_equal(one, other)
-    together.extend(*(mx.concatenate([a, a]) for a in keys_and_values(1, 9)))
+    together.extend(keys_and_values(1, 9, batch=2))
     assert [together.row(row).offset for row in (0, 1)] == [length + 1 for length in lengths]
     assert caches[0].offset == lengths[0]
 
 
 def test_who_stays_gives_up_the_columns_of_who_left() -> None:
     cache, long = KVCache(), KVCache()
-    cache.extend(*keys_and_values(3, 1))
+    cache.extend(keys_and_values(3, 1))
     expected = held(cache)[0]
-    long.extend(*keys_and_values(400, 2))
+    long.extend(keys_and_values(400, 2))
     cache.join(long)
     cache.keep([0])
     assert cache.offset == 3

@@ -62,9 +62,8 @@ def bits_of(vlm: VLM) -> int:
 # --- the cache ---
 
 
-def keys_and_values(length: int, seed: int, dtype: mx.Dtype = mx.float32) -> tuple[mx.array, mx.array]:
-    k, v = mx.random.normal((2, 1, 2, length, 64), key=mx.random.key(seed)).astype(dtype)
-    return k, v
+def keys_and_values(length: int, seed: int, dtype: mx.Dtype = mx.float32, batch: int = 1) -> mx.array:
+    return mx.random.normal((2, batch, 2, length, 64), key=mx.random.key(seed)).astype(dtype)
 
 
 def unpacked(held: tuple[mx.array, mx.array] | tuple[Packed, Packed]) -> list[mx.array]:
@@ -75,7 +74,7 @@ def unpacked(held: tuple[mx.array, mx.array] | tuple[Packed, Packed]) -> list[mx
 def test_memory_is_a_part_of_the_floats(bits: int) -> None:
     caches = [KVCache(), KVCache(packing(bits, 64, 64))]
     for cache in caches:
-        cache.extend(*keys_and_values(500, 1, mx.float16))
+        cache.extend(keys_and_values(500, 1, mx.float16))
     floats, packed = (sum(array.nbytes for array in cache.arrays) for cache in caches)
     assert packed <= BYTES[bits] * floats
 
@@ -83,7 +82,7 @@ def test_memory_is_a_part_of_the_floats(bits: int) -> None:
 @pytest.mark.parametrize(("bits", "step"), [(8, 2 / 255), (4, 2 / 15)])
 def test_values_are_off_by_half_a_step_at_most(bits: int, step: float) -> None:
     cache, given = KVCache(packing(bits, 64, 64)), keys_and_values(300, 2)
-    for found, expected in zip(unpacked(cache.extend(*given)), given, strict=True):
+    for found, expected in zip(unpacked(cache.extend(given)), given, strict=True):
         ranges = expected.max(-1, keepdims=True) - expected.min(-1, keepdims=True)
         assert mx.all(mx.abs(found - expected) <= step * ranges / 2)
 
@@ -91,9 +90,9 @@ def test_values_are_off_by_half_a_step_at_most(bits: int, step: float) -> None:
 def test_a_position_is_packed_by_itself() -> None:
     given = keys_and_values(300, 3)
     at_once, in_pieces = KVCache(packing(4, 64, 64)), KVCache(packing(4, 64, 64))
-    expected = unpacked(at_once.extend(*given))
+    expected = unpacked(at_once.extend(given))
     for start in range(0, 300, 7):
-        found = unpacked(in_pieces.extend(*(part[:, :, start : start + 7] for part in given)))
+        found = unpacked(in_pieces.extend(given[..., start : start + 7, :]))
     assert all(mx.array_equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
@@ -104,15 +103,11 @@ def test_attention_to_packed_values_is_that_to_what_they_stand_for(
     bits: int, ragged: bool, length: int, relative_error: ErrorOf
 ) -> None:
     cache, other = KVCache(packing(bits, 32, 64)), KVCache(packing(bits, 32, 64))
-    cache.extend(*keys_and_values(300, 4))
-    other.extend(*keys_and_values(20 if ragged else 300, 5))
+    cache.extend(keys_and_values(300, 4))
+    other.extend(keys_and_values(20 if ragged else 300, 5))
     cache.join(other)
     mask = cache.mask(length)
-    both = (
-        mx.concatenate(pair)
-        for pair in zip(keys_and_values(length, 6), keys_and_values(length, 7), strict=True)
-    )
-    k, v = cache.extend(*both)
+    k, v = cache.extend(keys_and_values(length, 6, batch=2))
     assert isinstance(k, Packed)
     assert isinstance(v, Packed)
     q = mx.random.normal((2, 14, length, 64), key=mx.random.key(8))
