@@ -35,7 +35,8 @@ FORMS = {"any object": Form(), "a schema": Form(json.dumps(SCHEMA))}
 TOKENS = 300
 
 
-def tokenizer_of(size: int) -> Tokenizer:
+def state_of(size: int) -> str:
+    """The tokenizer.json"""
     state = json.loads(SMALL.read_text(encoding="utf-8"))
     vocabulary, merges, chosen = state["model"]["vocab"], state["model"]["merges"], random.Random(0)
     known = list(vocabulary)
@@ -48,8 +49,12 @@ def tokenizer_of(size: int) -> Tokenizer:
     for token_id, token in enumerate(state["added_tokens"], size):
         vocabulary.pop(token["content"], None)
         token["id"] = token_id
+    return json.dumps(state)
+
+
+def tokenizer_of(size: int) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+        (Path(folder) / "tokenizer.json").write_text(state_of(size), encoding="utf-8")
         return Tokenizer.load(Path(folder))
 
 

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
-_TOKENIZER = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json")
+TOKENIZER = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json")
 
 
 def write(folder: Path, name: str, shard_bytes: int = 5 * 2**30) -> int:
@@ -43,7 +43,7 @@ def write(folder: Path, name: str, shard_bytes: int = 5 * 2**30) -> int:
         **sizes,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    for file in _TOKENIZER:
+    for file in TOKENIZER:
         (folder / file).write_bytes((GOLDEN / "checkpoints" / "apple-train" / "untied" / file).read_bytes())
     return total
 

@@ -57,6 +57,11 @@ SECTIONS = {
         "Full size, float32, random weights, in alternation in one process, medians.",
         ("mlx_vlm", "mlx_lm"),
     ),
+    "cold": Section(
+        "Cold start",
+        "python benchmarks/cold_start.py",
+        "From the start of a process to its end with one token: the 0.5B's size, and the built-in model.",
+    ),
     "operations": Section(
         "Operations and bytes",
         "python benchmarks/operations.py",

@@ -7,7 +7,7 @@ many times faster. Nothing depends on its being there.
 import ctypes
 import sys
 
-_NAMES = ("libopenblas.so.0", "libopenblas.so")
+LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 _MALLOC = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
@@ -15,7 +15,7 @@ def prefer_openblas() -> bool:
     """Load OpenBLAS if this is Linux and MLX is not loaded yet; say whether it took place."""
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return False
-    for name in _NAMES:
+    for name in LIBRARIES:
         try:
             ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
         except OSError:

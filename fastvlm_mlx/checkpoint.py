@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NewType
@@ -62,50 +61,60 @@ def load(
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
     raw = read_json(directory / CONFIG)
-    with ThreadPoolExecutor(1) as pool:  # parsing 151k tokens takes as long as paging in the weights
-        tokenizer = pool.submit(Tokenizer.load, directory)
-        layout, config, weights = _unread(directory, raw, tokenizer)
-        stored = config.quantization
-        on_cpu = mx.default_device() != mx.Device(mx.gpu)
-        computed = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
-        if on_cpu and config.quantization:  # quantized products are far slower than dense ones there
-            config, weights = dequantized(config, weights)
-        if group is not None:
-            sharding.check(config, group.size(), directory)
-        model = FastVLM(config)
-        apart: list[str] = []
-        if adapter is not None:
-            lora.check(adapter, model)
-            apart = [path for path in adapter.paths if path in config.quantization]
-            dense = [path for path in adapter.paths if path not in config.quantization]
-            if apart and group is not None:
-                raise CheckpointError(
-                    f"{directory}: an adapter beside packed matrices cannot be divided between processes; "
-                    "train with `fuse = true` and give the model that it writes"
-                )
-            sums = {f"{path}.weight": unpacked(config, weights, path) + adapter.delta(path) for path in dense}
-            weights = FusedWeights({**weights, **sums})
-        weights = cast(weights, computed)
-        model.load_weights(list(weights.items()))
-        if adapter is not None and apart:
-            lora.apply(model, adapter, apart)
-        if group is not None:
-            model.shard(group)
-        del weights  # or what was cut off would stay
-        for name, array in parameters(model).items():
-            if low_memory and name.startswith("language."):
-                continue
-            mx.eval(array)
-            if low_memory or group is not None:
-                mx.clear_cache()  # of what it was made from, such as the whole matrix of a part
-        room = mx.device_info().get("max_recommended_working_set_size")  # Apple GPUs alone report one
-        if room:
-            mx.set_wired_limit(int(room))  # keeps the weights of large models from being paged out
-        return Loaded(model, config, tokenizer.result(), layout, computed, stored, low_memory)
+    tokenizer = None if is_canonical(raw) else Tokenizer.load(directory)
+    layout, config, weights = _unread(directory, raw, tokenizer)
+    stored = config.quantization
+    on_cpu = mx.default_device() != mx.Device(mx.gpu)
+    computed = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
+    if on_cpu and config.quantization:  # quantized products are far slower than dense ones there
+        config, weights = dequantized(config, weights)
+    if group is not None:
+        sharding.check(config, group.size(), directory)
+    model = FastVLM(config)
+    apart: list[str] = []
+    if adapter is not None:
+        lora.check(adapter, model)
+        apart = [path for path in adapter.paths if path in config.quantization]
+        dense = [path for path in adapter.paths if path not in config.quantization]
+        if apart and group is not None:
+            raise CheckpointError(
+                f"{directory}: an adapter beside packed matrices cannot be divided between processes; "
+                "train with `fuse = true` and give the model that it writes"
+            )
+        sums = {f"{path}.weight": unpacked(config, weights, path) + adapter.delta(path) for path in dense}
+        weights = FusedWeights({**weights, **sums})
+    as_stored = (
+        tokenizer is None
+        and (adapter, group, config.quantization) == (None, None, stored)
+        and all(array.dtype in (computed, mx.uint32) for array in weights.values())
+    )
+    weights = cast(weights, computed)
+    model.load_weights(list(weights.items()))
+    if adapter is not None and apart:
+        lora.apply(model, adapter, apart)
+    if group is not None:
+        model.shard(group)
+    del weights  # or what was cut off would stay
+    wanted = [
+        array
+        for name, array in parameters(model).items()
+        if not (low_memory and name.startswith("language."))
+    ]
+    if as_stored:  # nothing is made from something else, so all may be read at once, while we parse
+        mx.async_eval(wanted)
+    tokenizer = tokenizer or Tokenizer.load(directory)
+    for array in wanted:
+        mx.eval(array)
+        if low_memory or group is not None:
+            mx.clear_cache()  # of what it was made from, such as the whole matrix of a part
+    room = mx.device_info().get("max_recommended_working_set_size")  # Apple GPUs alone report one
+    if room:
+        mx.set_wired_limit(int(room))  # keeps the weights of large models from being paged out
+    return Loaded(model, config, tokenizer, layout, computed, stored, low_memory)
 
 
 def _unread(
-    directory: Path, raw: Mapping[str, Any], tokenizer: Future[Tokenizer]
+    directory: Path, raw: Mapping[str, Any], tokenizer: Tokenizer | None
 ) -> tuple[str, ModelConfig, FusedWeights]:
     """Layout, configuration and lazy weights. Nobody else holds these, so each can go once it was used."""
     if is_canonical(raw):
@@ -114,7 +123,7 @@ def _unread(
         return "fastvlm-mlx", config, weights
     from .convert.translate import translate
 
-    translated = translate(directory, tokenizer.result())
+    translated = translate(directory, tokenizer)
     return translated.layout, translated.config, translated.weights
 
 
@@ -198,8 +207,7 @@ def stored_dtype(weights: Mapping[str, mx.array]) -> mx.Dtype:
 
 def cast(weights: FusedWeights, dtype: mx.Dtype) -> FusedWeights:
     """Floats to `dtype`; packed integers stay."""
-    floats = (mx.float16, mx.bfloat16, mx.float32)
-    return FusedWeights({k: v.astype(dtype) if v.dtype in floats else v for k, v in weights.items()})
+    return FusedWeights({k: v.astype(dtype) if v.dtype in DTYPES.values() else v for k, v in weights.items()})
 
 
 def dequantized(config: ModelConfig, weights: FusedWeights) -> tuple[ModelConfig, FusedWeights]:
