@@ -174,7 +174,7 @@ def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> t
 TABLE = (
     Candidate("compiled", _fused_gelu, GPUS),
     Candidate("erf", _gelu, (CPU,)),
-    Candidate("rational", _quick_gelu, (CPU,), (mx.float32,), unmeasured=(CPU,)),
+    Candidate("rational", _quick_gelu, (CPU,), (mx.float32,)),
     Candidate("powers", _power_gelu, (CPU,), (mx.float32,)),
 )
 
@@ -194,6 +194,10 @@ class Gelu:
     @property
     def shape(self) -> str:
         return f"{self.values} values"
+
+    @property
+    def on_cpu(self) -> str:
+        return "rational"  # nearer to the reference through a whole tower than powers, which are quicker
 
     def small(self) -> Gelu:
         return Gelu(20_000)

@@ -19,6 +19,7 @@ _GROWTH = (  # e^(a/8), so that its -8th power is e^-a to 5.4e-9
     *(1.0, 0.124999986, 0.00781257114, 0.000325411024),
     *(1.02420196e-05, 2.34421511e-07, 7.77050551e-09),
 )
+_WORTH_IT = 2**14  # scores, of which a CPU's one slow operation costs more than many quick ones
 _ENOUGH = 2**20  # scores that keep a GPU busy for longer than starting it takes
 
 
@@ -83,6 +84,10 @@ class Attention:
     @property
     def shape(self) -> str:
         return f"{self.tokens} tokens"
+
+    @property
+    def on_cpu(self) -> str:
+        return "powers" if self.heads * self.tokens**2 >= _WORTH_IT else "stock"
 
     def small(self) -> Attention:
         return replace(self, tokens=33)  # a GPU's groups are of 32

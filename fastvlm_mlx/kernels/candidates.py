@@ -24,7 +24,6 @@ class Candidate:
     make: Callable[..., Any]  # what it is called with is its operation's affair
     devices: tuple[str, ...] = (*GPUS, CPU)
     dtypes: tuple[mx.Dtype, ...] = FLOATS
-    unmeasured: tuple[str, ...] = ()  # devices where it is taken while nothing was measured
     source: str = ""  # of a kernel that is compiled on the spot
 
     @property
@@ -46,6 +45,11 @@ class Problem(Protocol):
 
     @property
     def shape(self) -> str: ...
+
+    @property
+    def on_cpu(self) -> str:
+        """The candidate that a CPU takes, if it can, while nothing was measured."""
+        ...
 
     def small(self) -> Problem:
         """The same, small enough for the plain definition."""

@@ -43,9 +43,9 @@ def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
     for candidate in entrants:
         if candidate.mark == mark:
             return candidate
-    if where != CPU and _spent_s < _BUDGET_S:
-        return _measured(problem, where, dtype)
-    return next((candidate for candidate in entrants if where in candidate.unmeasured), entrants[0])
+    if where == CPU:
+        return next((candidate for candidate in entrants if candidate.name == problem.on_cpu), entrants[0])
+    return _measured(problem, where, dtype) if _spent_s < _BUDGET_S else entrants[0]
 
 
 @contextmanager

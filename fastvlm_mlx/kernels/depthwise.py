@@ -19,6 +19,7 @@ from .candidates import CPU, GPUS, Candidate, Step, device, noise, with_gradient
 
 Convolution = Callable[[mx.array], mx.array]
 _TILE = (4, 4)  # output pixels computed by one row of the matrix product
+_FEW = 384  # channels, up to which maps are large, and copying windows costs more than larger matrices
 _ENOUGH = 2**20  # values that keep a GPU busy for longer than starting it takes
 
 
@@ -223,7 +224,7 @@ def registers(weight: mx.array, stride: int, block: blocks.Block = (4, 4)) -> Co
 
 TABLE = (
     Candidate("stock", stock),
-    Candidate("toeplitz 4x4", toeplitz, (CPU,), (mx.float32,), unmeasured=(CPU,)),
+    Candidate("toeplitz 4x4", toeplitz, (CPU,), (mx.float32,)),
     Candidate("bands of 4", partial(bands, wide=4), (CPU,), (mx.float32,)),
     Candidate("bands of 8", partial(bands, wide=8), (CPU,), (mx.float32,)),
     Candidate("registers 2x4", partial(registers, block=(2, 4)), GPUS, source=blocks.BODY),
@@ -254,6 +255,11 @@ class Depthwise:
     @property
     def shape(self) -> str:
         return f"{self.rows}x{self.columns}"
+
+    @property
+    def on_cpu(self) -> str:
+        # By the layer's own sizes: the picture that happens to come first must not decide for others.
+        return "bands of 4" if self.channels <= _FEW else "toeplitz 4x4"
 
     def small(self) -> Depthwise:
         # 5 × 9 outputs: whole blocks and parts of them

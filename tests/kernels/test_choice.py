@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +164,15 @@ def test_every_candidate_for_this_device_is_right() -> None:
 def test_a_cpu_measures_nothing_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "device", lambda: CPU)
     monkeypatch.setattr(measure, "trials", None)
-    assert choice.chosen(LAYER, mx.float32).name == "toeplitz 4x4"
+    for problem, expected in (
+        (LAYER, "bands of 4"),
+        (replace(LAYER, channels=768), "toeplitz 4x4"),
+        (activation.Gelu(10**6), "rational"),
+        (kernels.Attention(24, 32, 1024), "powers"),
+        (kernels.Attention(8, 32, 16), "stock"),
+    ):
+        assert choice.chosen(problem, mx.float32).name == expected
     assert choice.chosen(LAYER, mx.float16).name == "stock"
-    assert choice.chosen(activation.Gelu(10**6), mx.float32).name == "rational"
-    assert choice.chosen(kernels.Attention(24, 32, 1024), mx.float32).name == "stock"
 
 
 def test_a_cpu_keeps_to_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +181,7 @@ def test_a_cpu_keeps_to_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choice.keep(LAYER, mx.float32, banded)
     restarted(monkeypatch)
     assert choice.chosen(LAYER, mx.float32) is banded
-    assert choice.chosen(Depthwise(8, 3, 1, 1, 8, 8), mx.float32).name == "toeplitz 4x4"
+    assert choice.chosen(Depthwise(8, 3, 1, 1, 8, 8), mx.float32).name == "bands of 4"
 
 
 def test_a_gpu_measures_once_and_then_reads(
@@ -243,7 +249,7 @@ def test_a_damaged_file_is_ignored_and_replaced(
 ) -> None:
     (folder / "kernels.json").write_text(content)
     monkeypatch.setattr(choice, "device", lambda: CPU)
-    assert choice.chosen(LAYER, mx.float32).name == "toeplitz 4x4"
+    assert choice.chosen(LAYER, mx.float32).name == "bands of 4"
     assert choice.keep(LAYER, mx.float32, LAYER.table[0])
     restarted(monkeypatch)
     assert choice.chosen(LAYER, mx.float32).name == "stock"
@@ -253,7 +259,7 @@ def test_a_name_that_is_no_candidate_is_ignored(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(choice, "device", lambda: CPU)
     choice.keep(LAYER, mx.float32, Candidate("of another version", kernels.stock))
     restarted(monkeypatch)
-    assert choice.chosen(LAYER, mx.float32).name == "toeplitz 4x4"
+    assert choice.chosen(LAYER, mx.float32).name == "bands of 4"
 
 
 def test_a_file_that_cannot_be_written_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +294,7 @@ def test_forgetting_brings_the_default_back(monkeypatch: pytest.MonkeyPatch) -> 
     choice.keep(LAYER, mx.float32, LAYER.table[0])
     assert choice.forget()
     assert not choice.forget()
-    assert choice.chosen(LAYER, mx.float32).name == "toeplitz 4x4"
+    assert choice.chosen(LAYER, mx.float32).name == "bands of 4"
 
 
 def test_a_layer_asks_when_it_first_runs() -> None:
