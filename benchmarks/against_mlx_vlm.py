@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 
+from fastvlm_mlx.bench.machine import this_machine  # isort: skip  - prefers OpenBLAS before mlx loads
 import mlx.core as mx
 import mlx.nn as nn
 import peers
 from mlx.utils import tree_map
 
-from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.config import TextConfig, VisionConfig
 from fastvlm_mlx.models.qwen2 import Qwen2
 from fastvlm_mlx.models.vision import FastViTHD

@@ -15,10 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import mil
+
+from fastvlm_mlx.bench.machine import this_machine  # isort: skip  - prefers OpenBLAS before mlx loads
 import mlx.core as mx
 import numpy as np
 
-from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.checkpoint import parameters
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.convert import coreml

@@ -12,10 +12,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+from fastvlm_mlx.bench.machine import this_machine  # isort: skip  - prefers OpenBLAS before mlx loads
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.config import TextConfig
 from fastvlm_mlx.models.cache import KVCache, packing
 from fastvlm_mlx.models.qwen2 import Qwen2

@@ -114,3 +114,15 @@ def test_the_library_does_not_print() -> None:
     for name, path in rooms():
         calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
         assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), name
+
+
+def test_benchmarks_prefer_openblas_as_the_package_does() -> None:
+    """MLX takes the BLAS that was there when it was loaded."""
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        names = [
+            (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        if "mlx" in names:
+            assert "fastvlm_mlx" in names[: names.index("mlx")], path
