@@ -86,17 +86,23 @@ class LoRALinear(nn.Module):
         self.lora_b = mx.zeros((settings.rank, outputs))
 
     def __call__(self, x: mx.array) -> mx.array:
-        beside = self._scale * (self._dropout(x) @ self.lora_a) @ self.lora_b
-        return self._base(x) + beside.astype(x.dtype)
+        return self.onto(self.bias, x) if "bias" in self else self._product(x) + self._beside(x)
 
-    def _base(self, x: mx.array) -> mx.array:
-        if self._packing:
-            size, bits = self._packing
-            y = mx.quantized_matmul(
-                x, self.weight, self.scales, self.biases, transpose=True, group_size=size, bits=bits
-            )
-            return y + self.bias if "bias" in self else y
-        return mx.addmm(self.bias, x, self.weight.T) if "bias" in self else x @ self.weight.T
+    def onto(self, sums: mx.array, x: mx.array) -> mx.array:
+        """y + sums in the place of the bias; without a pair, what the base alone gives, to the bit"""
+        y = sums + self._product(x) if self._packing else mx.addmm(sums, x, self.weight.T)
+        return y + self._beside(x)
+
+    def _beside(self, x: mx.array) -> mx.array:
+        return (self._scale * (self._dropout(x) @ self.lora_a) @ self.lora_b).astype(x.dtype)
+
+    def _product(self, x: mx.array) -> mx.array:
+        if not self._packing:
+            return x @ self.weight.T
+        size, bits = self._packing
+        return mx.quantized_matmul(
+            x, self.weight, self.scales, self.biases, transpose=True, group_size=size, bits=bits
+        )
 
 
 def attach(model: FastVLM, settings: Settings, key: mx.array) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from fastvlm_mlx import VLM, ConfigError, ImageError, Picture, Prompt, PromptError, decoding, generate
 from fastvlm_mlx.models.cache import KVCache
-from fastvlm_mlx.models.vision import FastViTHD
 from fastvlm_mlx.prompt import positions
 
 Vlm = Callable[[str], VLM]
@@ -108,20 +107,6 @@ def test_chunked_prefill_changes_nothing(
     for chunk in (1, 20, 200):
         monkeypatch.setattr(decoding, "PREFILL_CHUNK", chunk)
         assert answered(vlm, prompts) == expected
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures went through the tower at a time."""
-    sizes: list[int] = []
-    encode = FastViTHD.__call__
-
-    def counted(tower: FastViTHD, pixels: mx.array) -> mx.array:
-        sizes.append(pixels.shape[0])
-        return encode(tower, pixels)
-
-    monkeypatch.setattr(FastViTHD, "__call__", counted)
-    return sizes
 
 
 def test_a_shared_picture_is_encoded_once(vlm: VLM, pictures: list[Picture], encoded: list[int]) -> None:

@@ -16,7 +16,8 @@ FLOORS = (
     "strict atomic amounts",
     "config",
     "reading",
-    "image tokenizer prompt tensorfile sampling kernels models.cache dataset preview dropped lines",
+    "image tokenizer prompt tensorfile sampling kernels models.cache models.sums dataset preview "
+    "dropped lines",
     "models.vision models.projector models.qwen2 neural_engine sharding video",
     "models.fastvlm memory saved",
     "lora decoding",

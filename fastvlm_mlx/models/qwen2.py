@@ -16,6 +16,7 @@ from mlx.nn.layers.distributed import shard_linear
 from ..config import Quantization, TextConfig
 from ..kernels import swiglu
 from .cache import KVCache, Mask, attend
+from .sums import added
 
 Group = mx.distributed.Group
 
@@ -25,13 +26,6 @@ class Places(NamedTuple):
 
     first: int | mx.array
     of_heads: mx.array | None = None  # of one position's heads, queries, keys and values of each row
-
-
-def added(x: mx.array, matrix: nn.Linear, hidden: mx.array) -> mx.array:
-    """x + matrix(hidden), one operation where the matrix is dense and whole"""
-    if type(matrix) is nn.Linear and "bias" not in matrix:
-        return mx.addmm(x, hidden, matrix.weight.T)
-    return x + matrix(hidden)
 
 
 class Attention(nn.Module):

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from .. import kernels
 from ..config import VisionConfig
 from ..kernels import gelu
+from .sums import added
 
 _LAYER_NORM_EPS = 1e-5
 
@@ -52,7 +53,7 @@ class Stem(nn.Module):
         self.pointwise = nn.Linear(dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = gelu(mx.conv2d(x, self.conv.weight, stride=2, padding=1), self.conv.bias)
+        x = gelu(mx.conv2d(x, self.conv.weight, self.conv.stride, self.conv.padding), self.conv.bias)
         x = gelu(self.depthwise.unbiased(x), self.depthwise.bias)
         return gelu(self.pointwise(x))
 
@@ -71,7 +72,7 @@ class PatchEmbed(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """Takes x and the bias that is still to be added to it, if any; returns the block's output."""
+    """Takes x and the bias that is still to be added to it; returns the block's output."""
 
     def __init__(self, dim: int, ratio: int):
         super().__init__()
@@ -79,18 +80,12 @@ class ConvFFN(nn.Module):
         self.fc1 = nn.Linear(dim, ratio * dim)
         self.fc2 = nn.Linear(ratio * dim, dim)
 
-    def __call__(self, x: mx.array, bias: mx.array | None) -> mx.array:
-        wide = self.fc1.weight.shape[0]
-        if bias is None or type(self.fc2) is not nn.Linear:  # packed
-            x = x if bias is None else x + bias
-            y = self.depthwise.unbiased(x)
-            return x + kernels.by_rows(lambda rows: self.fc2(gelu(self.fc1(rows))), wide, y)
-
-        def onto(sums: mx.array, rows: mx.array) -> mx.array:
-            return mx.addmm(sums, gelu(self.fc1(rows)), self.fc2.weight.T)
-
+    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         x, sums = kernels.shifted(x, bias, self.fc2.bias)
-        return kernels.by_rows(onto, wide, sums, self.depthwise.unbiased(x))
+        rows, wide = self.depthwise.unbiased(x), self.fc1.weight.shape[0]
+        return kernels.by_rows(
+            lambda sums, rows: added(sums, self.fc2, gelu(self.fc1(rows))), wide, sums, rows
+        )
 
 
 class RepMixerBlock(nn.Module):
@@ -110,8 +105,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self._head_dim = head_dim
 
-    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
-        """x + what is attended to, and a bias that is still to be added"""
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """x + what is attended to, and the bias that is still to be added"""
         batch, height, width, dim = x.shape
         rows = x.reshape(batch, height * width, dim)
         qkv = self.qkv(mx.fast.layer_norm(rows, None, None, _LAYER_NORM_EPS)).reshape(
@@ -119,9 +114,7 @@ class Attention(nn.Module):
         )
         q, k, v = (part.squeeze(2).swapaxes(1, 2) for part in mx.split(qkv, 3, axis=2))
         seen = kernels.attend(q, k, v).swapaxes(1, 2).flatten(2)  # (B, N, dim)
-        if type(self.proj) is nn.Linear:
-            return mx.addmm(rows, seen, self.proj.weight.T).reshape(x.shape), self.proj.bias
-        return x + self.proj(seen).reshape(x.shape), None
+        return added(rows, self.proj, seen).reshape(x.shape), self.proj.bias
 
 
 class AttentionBlock(nn.Module):
