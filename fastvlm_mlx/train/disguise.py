@@ -24,6 +24,7 @@ Integers = npt.NDArray[np.int32]
 _SYLLABLES = "zu ki mo ra te lo", "ba ne gu po fi da su ve ho"
 _MADE_UP = tuple(first + second for first, second in product(*(part.split() for part in _SYLLABLES)))
 _KINDS = {"shape": (SHAPES, _MADE_UP[:24]), "colour": (NAMES, _MADE_UP[24:])}
+_HIDDEN = ("shape",), ("colour",), ("shape", "colour")
 HEAD, SLOTS = "disguise", (2, 1 + len(_MADE_UP))  # beside `scenes.HEADS`: a made-up shape, a made-up colour
 _WORDS = re.compile(rf"\b({'|'.join((*SHAPES, *NAMES))})(?=(?:s|es)?\b)")
 
@@ -41,12 +42,15 @@ class Disguise:
 
 
 def drawn(scene: Scene, share: float, rng: np.random.Generator) -> Disguise:
-    """Each name is made up by this chance. Bars keep theirs."""
+    """In this share of scenes the names of all shapes are made up, or of all colours, or of both: two real
+    names that meet are then seldom enough that which never do is not worth learning. Bars keep theirs."""
+    hidden = _HIDDEN[int(rng.integers(len(_HIDDEN)))]
+    if not scene.things or scene.chart or rng.random() >= share:
+        return Disguise({})
     names: dict[str, str] = {}
-    for real, made_up in _KINDS.values() if scene.things and not scene.chart else ():
-        others = rng.permutation(len(made_up))[: len(real)]
-        hidden = rng.random(len(real)) < share
-        names |= {name: made_up[at] for name, at, hide in zip(real, others, hidden, strict=True) if hide}
+    for kind in hidden:
+        real, made_up = _KINDS[kind]
+        names |= zip(real, rng.permutation(made_up)[: len(real)].tolist(), strict=True)
     return Disguise(names)
 
 

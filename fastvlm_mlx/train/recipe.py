@@ -36,7 +36,7 @@ class Stage:
     image_size: int = 0  # 0: the model's
     pages: int = 0  # how many of a batch's pictures are full of letters
     alike: bool = False  # every kind of scene as often as any other
-    disguise: float = 0.0  # of the names of shapes and colours, how many are made up; of kind symbols
+    disguise: float = 0.0  # of the scenes, in how many names are made up (see `disguise`); of kind symbols
     decay_steps: int = 0  # the cosine's length where it is not the stage's: one that ends early
 
     def __post_init__(self) -> None:
