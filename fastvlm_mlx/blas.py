@@ -6,9 +6,14 @@ many times faster. Nothing depends on its being there.
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 _MALLOC = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+_loaded: list[ctypes.CDLL] = []
 
 
 def prefer_openblas() -> bool:
@@ -17,11 +22,32 @@ def prefer_openblas() -> bool:
         return False
     for name in LIBRARIES:
         try:
-            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+            _loaded.append(ctypes.CDLL(name, ctypes.RTLD_GLOBAL))
         except OSError:
             continue
         return True
     return False
+
+
+def threads() -> int:
+    """Among how many OpenBLAS divides a product; 1 where it is not there."""
+    return int(_loaded[0].openblas_get_num_threads()) if _loaded else 1
+
+
+@contextmanager
+def single() -> Iterator[None]:
+    """Every product in the thread that asks for it."""
+    before = threads()
+    _divide(1)
+    try:
+        yield
+    finally:
+        _divide(before)
+
+
+def _divide(number: int) -> None:
+    if _loaded:
+        _loaded[0].openblas_set_num_threads(number)
 
 
 def keep_freed_memory() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten
 
+from .kernels import evaluated
 from .memory import Features
 from .models.cache import KVCache
 from .models.fastvlm import FastVLM
@@ -298,8 +299,8 @@ def see(
         count = 1 if one_by_one else max(1, PIXELS_AT_ONCE // (height * width))
         for start in range(0, len(pictures), count):
             batch = pictures[start : start + count]
-            found = model.vision(mx.concatenate([picture.pixels for picture in batch]))
-            mx.eval(found)  # apart from the projector, so that each has its time
+            pixels = mx.concatenate([picture.pixels for picture in batch])
+            found = evaluated(model.vision, pixels)  # apart from the projector: each has its time
             since = time.perf_counter()
             encoded = model.projector(found.flatten(1, 2))
             mx.eval(encoded)

@@ -23,7 +23,7 @@ import pytest
 from command import Ran, Run
 from safetensors.numpy import load_file
 
-from fastvlm_mlx import cli
+from fastvlm_mlx import blas, cli
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.models.vision import FastViTHD
 
@@ -105,7 +105,8 @@ def pictures() -> list[fastvlm_mlx.Picture]:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures the tower saw, at each of its calls."""
+    """How many pictures the tower saw, at each of its calls, which several cores would divide between them."""
+    monkeypatch.setattr(blas, "threads", lambda: 1)
     seen: list[int] = []
     run = FastViTHD.__call__
 

@@ -1,19 +1,23 @@
 """Operations whose best form differs by device."""
 
 from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 
+from . import lanes
 from .activation import gelu, shifted, swiglu
 from .attention import Attention
 from .choice import chosen
 from .depthwise import Convolution, Depthwise, stock, toeplitz
+from .lanes import evaluated
 
 __all__ = [
     "Convolution",
     "attend",
     "by_rows",
     "depthwise",
+    "evaluated",
     "gelu",
     "shifted",
     "stock",
@@ -22,6 +26,7 @@ __all__ = [
 ]
 
 _RUN_FLOATS = 2**20
+_PRODUCTS = 64  # as many take as long as an activation of one value
 
 
 def by_rows(layer: Callable[..., mx.array], width: int, *inputs: mx.array) -> mx.array:
@@ -31,11 +36,18 @@ def by_rows(layer: Callable[..., mx.array], width: int, *inputs: mx.array) -> mx
     """
     outer = inputs[0].shape[:-1]
     flat = [x.flatten(0, -2) for x in inputs]
-    count, rows = flat[0].shape[0], max(1, _RUN_FLOATS // width)
-    if count <= rows or mx.default_device() == mx.Device(mx.gpu):
+    count, most = flat[0].shape[0], max(1, _RUN_FLOATS // width)
+    at_once = lanes.count(count * width * flat[0].shape[-1] // _PRODUCTS)
+    runs = -(-count // (most * at_once)) * at_once
+    if runs == 1 or mx.default_device() == mx.Device(mx.gpu):
         return layer(*flat).reshape(*outer, -1)
-    runs = [layer(*(x[first : first + rows] for x in flat)) for first in range(0, count, rows)]
-    return mx.concatenate(runs).reshape(*outer, -1)
+    rows = -(-count // runs)
+
+    def run(first: int) -> mx.array:
+        return layer(*(x[first : first + rows] for x in flat))
+
+    parts = [partial(run, first) for first in range(0, count, rows)]
+    return mx.concatenate(lanes.spread(parts)).reshape(*outer, -1)
 
 
 def depthwise(weight: mx.array, stride: int) -> Convolution:
@@ -58,5 +70,14 @@ def depthwise(weight: mx.array, stride: int) -> Convolution:
 def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """The tower's attention: q, k, v (B, heads, N, head_dim), scaled beforehand."""
     _, heads, tokens, head_dim = q.shape
-    y: mx.array = chosen(Attention(heads, head_dim, tokens), q.dtype).make(q, k, v)
-    return y
+    make = chosen(Attention(heads, head_dim, tokens), q.dtype).make
+    each = -(-heads // lanes.count(q.shape[0] * heads * tokens**2))
+    if each == heads:
+        y: mx.array = make(q, k, v)
+        return y
+
+    def part(first: int) -> mx.array:
+        y: mx.array = make(*(x[:, first : first + each] for x in (q, k, v)))
+        return y
+
+    return mx.concatenate(lanes.spread([partial(part, first) for first in range(0, heads, each)]), axis=1)

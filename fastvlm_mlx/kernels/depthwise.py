@@ -14,11 +14,14 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from . import blocks
+from . import blocks, lanes
 from .candidates import CPU, GPUS, Candidate, Step, device, noise, with_gradient_of
 
 Convolution = Callable[[mx.array], mx.array]
+Tile = tuple[int, int]  # rows and columns of outputs
 _TILE = (4, 4)  # output pixels computed by one row of the matrix product
+_LINE = 16  # channels that lie together in a cache
+_CACHED = 2**19  # outputs that are computed at a time
 _FEW = 384  # channels, up to which maps are large, and copying windows costs more than larger matrices
 _ENOUGH = 2**20  # values that keep a GPU busy for longer than starting it takes
 
@@ -42,17 +45,18 @@ def stock(weight: mx.array, stride: int) -> Convolution:
 def toeplitz(weight: mx.array, stride: int) -> Convolution:
     """For the CPU, whose stock convolution loops: per channel one product of input windows with a matrix
     that holds the kernel once for each output pixel of a tile."""
-    prepared: dict[tuple[int, tuple[int, int]], mx.array] = {}
+    size = weight.shape[1]
 
-    def quick(x: mx.array, tile: tuple[int, int]) -> mx.array:
-        channels = x.shape[-1]
-        if (channels, tile) not in prepared:
-            prepared[channels, tile] = _matrices(weight, channels, tile, stride)
-        return _windows(x, weight.shape[1], stride, tile) @ prepared[channels, tile]
+    def sized(rows: int, columns: int) -> Tile:
+        return min(_TILE[0], rows), min(_TILE[1], columns)
 
-    return _by_tiles(
-        weight, stride, lambda rows, columns: (min(_TILE[0], rows), min(_TILE[1], columns)), quick
-    )
+    def prepare(channels: int, tile: Tile) -> tuple[mx.array, ...]:
+        return (_matrices(weight, channels, tile, stride),)
+
+    def multiply(x: mx.array, tile: Tile, matrix: mx.array) -> mx.array:
+        return _windows(x, size, stride, tile) @ matrix
+
+    return _by_tiles(weight, stride, sized, prepare, multiply)
 
 
 def bands(weight: mx.array, stride: int, wide: int) -> Convolution:
@@ -60,17 +64,24 @@ def bands(weight: mx.array, stride: int, wide: int) -> Convolution:
     a tile has so few rows that all it sees is in its band and the next, and is the sum of two products."""
     size = weight.shape[1]
     tall = max(-(-(size - stride) // stride), 1)
-    prepared: dict[tuple[int, tuple[int, int]], tuple[mx.array, mx.array]] = {}
 
-    def quick(x: mx.array, tile: tuple[int, int]) -> mx.array:
+    def sized(_: int, columns: int) -> Tile:
+        return tall, min(wide, columns)
+
+    def area(tile: Tile) -> tuple[int, int]:
+        """Of a tile's part in one band"""
+        return tile[0] * stride, (tile[1] - 1) * stride + size
+
+    def prepare(channels: int, tile: Tile) -> tuple[mx.array, ...]:
+        both = _matrices(weight, channels, tile, stride)
+        rows, columns = area(tile)
+        both = mx.pad(both, [(0, 0), (0, 2 * rows * columns - both.shape[1]), (0, 0)])
+        return tuple(mx.split(both, 2, axis=1))
+
+    def multiply(x: mx.array, tile: Tile, upper: mx.array, lower: mx.array) -> mx.array:
         batch, height, width, channels = x.shape
         down, across = _tiles(x, stride, tile)
-        rows, columns = tile[0] * stride, (tile[1] - 1) * stride + size
-        if (channels, tile) not in prepared:
-            both = _matrices(weight, channels, tile, stride)
-            both = mx.pad(both, [(0, 0), (0, 2 * rows * columns - both.shape[1]), (0, 0)])
-            upper, lower = mx.split(both, 2, axis=1)
-            prepared[channels, tile] = upper, lower
+        rows, columns = area(tile)
         margin = size // 2
         after = (
             (down + 1) * rows - height - margin,
@@ -87,19 +98,21 @@ def bands(weight: mx.array, stride: int, wide: int) -> Convolution:
             part.reshape(channels, batch * down * across, rows * columns)
             for part in (banded[:, :, :-1], banded[:, :, 1:])
         )
-        upper, lower = prepared[channels, tile]
         return mx.addmm(first @ upper, second, lower)
 
-    return _by_tiles(weight, stride, lambda _, columns: (tall, min(wide, columns)), quick)
+    return _by_tiles(weight, stride, sized, prepare, multiply)
 
 
 def _by_tiles(
     weight: mx.array,
     stride: int,
-    sized: Callable[[int, int], tuple[int, int]],
-    quick: Callable[[mx.array, tuple[int, int]], mx.array],
+    sized: Callable[[int, int], Tile],
+    prepare: Callable[[int, Tile], tuple[mx.array, ...]],
+    multiply: Callable[..., mx.array],
 ) -> Convolution:
-    """`sized`: rows and columns of outputs -> of a tile; `quick` computes all tiles, (C, tiles, m · tile)."""
+    """`sized`: rows and columns of outputs -> of a tile; `prepare`: matrices by channel; `multiply` computes
+    all tiles of some channels with theirs, (C, tiles, m · tile)."""
+    prepared: dict[tuple[int, Tile], tuple[mx.array, ...]] = {}
 
     @mx.custom_function
     def convolve(x: mx.array, weight: mx.array) -> mx.array:
@@ -107,9 +120,20 @@ def _by_tiles(
         rows, columns = _outputs(x, stride)
         tile = sized(rows, columns)
         down, across = _tiles(x, stride, tile)
-        y = quick(x, tile).reshape(channels, batch, down, across, -1, *tile).transpose(1, 2, 5, 3, 6, 4, 0)
-        y = y.reshape(batch, down * tile[0], across * tile[1], -1)
-        return y if y.shape[1:3] == (rows, columns) else y[:, :rows, :columns]
+        if (channels, tile) not in prepared:
+            prepared[channels, tile] = prepare(channels, tile)
+        matrices = prepared[channels, tile]
+
+        def part(first: int) -> mx.array:
+            few = slice(first, first + each)
+            y = multiply(x[..., few], tile, *(matrix[few] for matrix in matrices))
+            y = y.reshape(y.shape[0], batch, down, across, -1, *tile).transpose(1, 2, 5, 3, 6, 4, 0)
+            y = y.reshape(batch, down * tile[0], across * tile[1], -1, y.shape[-1])
+            return y if y.shape[1:3] == (rows, columns) else y[:, :rows, :columns]
+
+        each = _together(channels, batch * rows * columns)
+        parts = [partial(part, first) for first in range(0, channels, each)]
+        return mx.concatenate(lanes.spread(parts), axis=-1).flatten(3)
 
     @convolve.vjp
     def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
@@ -120,6 +144,13 @@ def _by_tiles(
         return y
 
     return prepared_convolution
+
+
+def _together(channels: int, pixels: int) -> int:
+    """How many channels at a time: a fair share of a lane's, and no more than stay in its cache."""
+    shares = lanes.count(channels * pixels)
+    fair = -(-channels // (_LINE * shares))
+    return min(fair, max(1, _CACHED // (_LINE * pixels))) * _LINE
 
 
 def _outputs(x: mx.array, stride: int) -> tuple[int, int]:

@@ -43,6 +43,12 @@ class DepthwiseConv(nn.Module):
         return self.unbiased(x) + self.bias
 
 
+def pointwise(matrix: nn.Linear, before: DepthwiseConv, x: mx.array) -> mx.array:
+    """GELU, a matrix, GELU again, after a convolution"""
+    rows = before.unbiased(x)
+    return kernels.by_rows(lambda rows: gelu(matrix(gelu(rows, before.bias))), rows.shape[-1], rows)
+
+
 class Stem(nn.Module):
     """(B, H, W, 3) -> (B, H/4, W/4, C)"""
 
@@ -53,9 +59,9 @@ class Stem(nn.Module):
         self.pointwise = nn.Linear(dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = gelu(mx.conv2d(x, self.conv.weight, self.conv.stride, self.conv.padding), self.conv.bias)
-        x = gelu(self.depthwise.unbiased(x), self.depthwise.bias)
-        return gelu(self.pointwise(x))
+        x = mx.conv2d(x, self.conv.weight, self.conv.stride, self.conv.padding)
+        x = kernels.by_rows(lambda rows: gelu(rows, self.conv.bias), x.shape[-1], x)
+        return pointwise(self.pointwise, self.depthwise, x)
 
 
 class PatchEmbed(nn.Module):
@@ -67,8 +73,7 @@ class PatchEmbed(nn.Module):
         self.pointwise = nn.Linear(dim_out, dim_out)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = gelu(self.depthwise.unbiased(x), self.depthwise.bias)
-        return gelu(self.pointwise(x))
+        return pointwise(self.pointwise, self.depthwise, x)
 
 
 class ConvFFN(nn.Module):
@@ -109,12 +114,13 @@ class Attention(nn.Module):
         """x + what is attended to, and the bias that is still to be added"""
         batch, height, width, dim = x.shape
         rows = x.reshape(batch, height * width, dim)
-        qkv = self.qkv(mx.fast.layer_norm(rows, None, None, _LAYER_NORM_EPS)).reshape(
-            batch, height * width, 3, -1, self._head_dim
-        )
+        qkv = kernels.by_rows(
+            lambda rows: self.qkv(mx.fast.layer_norm(rows, None, None, _LAYER_NORM_EPS)), 3 * dim, rows
+        ).reshape(batch, height * width, 3, -1, self._head_dim)
         q, k, v = (part.squeeze(2).swapaxes(1, 2) for part in mx.split(qkv, 3, axis=2))
         seen = kernels.attend(q, k, v).swapaxes(1, 2).flatten(2)  # (B, N, dim)
-        return added(rows, self.proj, seen).reshape(x.shape), self.proj.bias
+        sums = kernels.by_rows(lambda rows, seen: added(rows, self.proj, seen), dim, rows, seen)
+        return sums.reshape(x.shape), self.proj.bias
 
 
 class AttentionBlock(nn.Module):

@@ -1,0 +1,75 @@
+"""Several cores of a CPU at once: MLX computes the operations of a stream one after another in one thread.
+
+Only BLAS divides a product between threads, so activations, copies and attention would leave all cores but
+one idle. Within `evaluated`, what falls into independent parts is put on streams of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, partial
+from itertools import cycle
+from threading import Lock
+
+import mlx.core as mx
+
+from .. import blas
+
+_MOST = 8  # cores: beyond, parts get small and memory is what they wait for
+_WORTH_IT = 2**17  # values, below which setting another core going takes longer than it saves
+_Lanes = tuple[mx.Stream, ...]
+_using = Lock()  # the streams are for one thread at a time
+_open: ContextVar[_Lanes] = ContextVar("lanes", default=())
+
+
+def evaluated(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """`layer` of x, computed: between cores by its first axis, or where that is too short operation by
+    operation. Products take a thread each meanwhile."""
+    cores = min(blas.threads(), _MOST) if mx.default_device() == mx.Device(mx.cpu) else 1
+    if cores < 2:
+        y = layer(x)
+        mx.eval(y)
+        return y
+    with _using, _opened(_streams(cores)), blas.single():
+        if len(x) < cores:
+            y = layer(x)
+        else:
+            each = -(-len(x) // cores)
+            parts = [partial(layer, x[first : first + each]) for first in range(0, len(x), each)]
+            y = mx.concatenate(spread(parts))
+        mx.eval(y)
+    return y
+
+
+def count(values: int) -> int:
+    """Into how many parts to divide the work of so many values, for all to be computed at once."""
+    return max(1, len(_open.get())) if values >= _WORTH_IT else 1
+
+
+def spread(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
+    """The arrays of independent parts, in their order. A part is not divided again."""
+    lanes = _open.get()
+    if not lanes or len(parts) == 1:
+        return [part() for part in parts]
+    arrays = []
+    with _opened(()):
+        for part, lane in zip(parts, cycle(lanes), strict=False):  # lanes never end
+            with mx.stream(lane):
+                arrays.append(part())
+    return arrays
+
+
+@contextmanager
+def _opened(lanes: _Lanes) -> Iterator[None]:
+    before = _open.set(lanes)
+    try:
+        yield
+    finally:
+        _open.reset(before)
+
+
+@cache
+def _streams(cores: int) -> _Lanes:
+    return tuple(mx.new_thread_unsafe_stream(mx.Device(mx.cpu)) for _ in range(cores))

@@ -1,0 +1,118 @@
+"""Several cores at once: the same answers, in order, and BLAS as it was afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from fastvlm_mlx import blas, kernels
+from fastvlm_mlx.kernels import lanes
+
+CORES = 3
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    if mx.default_device() != mx.Device(mx.cpu):
+        pytest.skip("of the CPU")
+    monkeypatch.setattr(blas, "threads", lambda: CORES)
+    monkeypatch.setattr(lanes, "_WORTH_IT", 1)
+
+
+def within(build: Callable[[], mx.array]) -> mx.array:
+    """Operation by operation: of a batch of one"""
+    return kernels.evaluated(lambda _: build(), mx.zeros((1,)))
+
+
+@pytest.mark.usefixtures("cores")
+@pytest.mark.parametrize("length", range(1, 9))
+def test_a_batch_is_divided_and_put_together_in_order(length: int) -> None:
+    seen: list[int] = []
+
+    def layer(x: mx.array) -> mx.array:
+        seen.append(len(x))
+        return 2 * x
+
+    x = mx.arange(length)
+    assert mx.array_equal(kernels.evaluated(layer, x), 2 * x)
+    assert sum(seen) == length
+    assert len(seen) == (1 if length < CORES else -(-length // -(-length // CORES)))
+
+
+@pytest.mark.usefixtures("cores")
+def test_parts_have_streams_of_their_own_and_are_not_divided_again() -> None:
+    streams, counts = [], []
+
+    def part() -> mx.array:
+        streams.append(mx.default_stream(mx.default_device()))
+        counts.append(lanes.count(1000))
+        return mx.ones(1)
+
+    def build() -> mx.array:
+        assert lanes.count(1000) == CORES
+        return mx.concatenate(lanes.spread([part] * 2 * CORES))
+
+    before = mx.default_stream(mx.default_device())
+    assert within(build).sum() == 2 * CORES
+    assert streams[:CORES] == streams[CORES:]
+    assert len({str(stream) for stream in (*streams, before)}) == CORES + 1
+    assert counts == [1] * 2 * CORES
+    assert mx.default_stream(mx.default_device()) == before
+
+
+@pytest.mark.usefixtures("cores")
+def test_several_threads_share_the_streams() -> None:
+    x = mx.random.normal((4, 50), key=mx.random.key(0))
+    mx.eval(x)
+    expected = mx.tanh(x @ x.T).tolist()
+
+    def encode(_: int) -> Any:
+        return kernels.evaluated(lambda row: mx.tanh(row @ x.T), x).tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(np.allclose(found, expected, atol=1e-5) for found in pool.map(encode, range(40)))
+
+
+def test_outside_nothing_is_divided() -> None:
+    streams = []
+
+    def part() -> mx.array:
+        streams.append(mx.default_stream(mx.default_device()))
+        return mx.ones(1)
+
+    lanes.spread([part, part])
+    assert lanes.count(2**40) == 1
+    assert streams == [mx.default_stream(mx.default_device())] * 2
+
+
+@pytest.mark.usefixtures("cores")
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda x: kernels.by_rows(lambda row: row @ mx.ones((40, 8)), 40, x), id="rows"),
+        pytest.param(lambda x: kernels.depthwise(mx.ones((40, 3, 3, 1)), 1)(x), id="depthwise"),
+        pytest.param(lambda x: kernels.depthwise(mx.ones((80, 7, 7, 1)), 2)(x), id="widening"),
+        pytest.param(lambda x: kernels.attend(*(x.reshape(2, 5, -1, 8) * s for s in (1, 2, 3))), id="heads"),
+    ],
+)
+def test_divided_operations_give_what_whole_ones_do(
+    build: Callable[[mx.array], mx.array], relative_error: Callable[[Any, Any], float]
+) -> None:
+    x = mx.random.normal((2, 9, 14, 40), key=mx.random.key(0))
+    whole = build(x)
+    divided = within(lambda: build(x))
+    assert divided.shape == whole.shape
+    assert relative_error(divided, whole) <= 1e-6
+
+
+def test_blas_has_its_threads_again_afterwards() -> None:
+    before = blas.threads()
+    seen = []
+    with pytest.raises(ZeroDivisionError), blas.single():
+        seen.append(blas.threads()) or 1 / 0
+    assert (seen, blas.threads()) == ([1], before)
