@@ -105,7 +105,7 @@ def pictures() -> list[fastvlm_mlx.Picture]:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures the tower saw, at each of its calls, which several cores would divide between them."""
+    """How many pictures the tower saw, at each of its calls; several cores would divide them."""
     monkeypatch.setattr(blas, "threads", lambda: 1)
     seen: list[int] = []
     run = FastViTHD.__call__
