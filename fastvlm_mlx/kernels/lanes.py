@@ -49,7 +49,7 @@ def count(values: int) -> int:
 
 
 def spread(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
-    """The arrays of independent parts, in their order. A part is not divided again."""
+    """The arrays of independent parts, in their order, begun if there are lanes. A part is not divided again."""
     lanes = _open.get()
     if not lanes or len(parts) == 1:
         return [part() for part in parts]
@@ -58,6 +58,7 @@ def spread(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
         for part, lane in zip(parts, cycle(lanes), strict=False):  # lanes never end
             with mx.stream(lane):
                 arrays.append(part())
+                mx.async_eval(arrays[-1])  # it is worked on while the next is put together
     return arrays
 
 
