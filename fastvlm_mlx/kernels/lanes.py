@@ -49,7 +49,7 @@ def count(values: int) -> int:
 
 
 def spread(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
-    """The arrays of independent parts, in their order; with lanes they are begun. A part is not divided again."""
+    """The arrays of independent parts, in order; begun, if there are lanes. A part is not divided again."""
     lanes = _open.get()
     if not lanes or len(parts) == 1:
         return [part() for part in parts]
