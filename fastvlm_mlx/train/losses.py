@@ -20,6 +20,7 @@ Measures = dict[str, mx.array]
 HEADS = "cells"  # where the linear readings of cells are kept while the encoder is trained
 SYMBOLS = "symbols"  # where the rows are kept that stand for cells while there is no encoder
 EARLY = "stages.2.blocks"  # one position for 16 px: letters are told apart here first
+_PLACES = ("row", "column")  # which every cell tells
 EARLY_NAMES = ("shape", "colour", "glyphs")
 
 
@@ -77,11 +78,19 @@ def symbols(raw: Mapping[str, mx.array], targets: Mapping[str, mx.array]) -> mx.
 def projector(
     model: FastVLM, features: mx.array, raw: Mapping[str, mx.array], targets: Mapping[str, mx.array]
 ) -> tuple[mx.array, Measures]:
-    """How far what the projector says is from the symbols for those cells, as a share of their variance."""
+    """How far what the projector says is from the symbols for those cells, as a share of their variance: of
+    cells that show something, and of empty ones, which are most and must not be all that counts."""
     wanted = mx.stop_gradient(symbols(raw, targets))
-    error = ((model.projector(features.flatten(0, 2)) - wanted) ** 2).mean()
-    share = error / wanted.var(axis=0).mean()
-    return share, {"explained": 1 - share}
+    error = ((model.projector(features.flatten(0, 2)) - wanted) ** 2).mean(-1)
+    contents = [target for name, target in targets.items() if name not in _PLACES]
+    shown = (mx.concatenate(contents, axis=-1) > 0).any(-1).flatten()
+    shares = []
+    for kind in (shown, ~shown):
+        share = kind / mx.maximum(kind.sum(), 1)
+        middle = (share[:, None] * wanted).sum(0)
+        variance = (share[:, None] * (wanted - middle) ** 2).sum(0).mean()
+        shares.append((share * error).sum() / mx.maximum(variance, 1e-6))
+    return shares[0] + shares[1], {"explained": 1 - shares[0], "empty": 1 - shares[1]}
 
 
 def _read(heads: Mapping[str, mx.array], name: str, x: mx.array) -> mx.array:

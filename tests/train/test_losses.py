@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from fastvlm_mlx.train import composing, losses, scenes
 from fastvlm_mlx.train.losses import _anywhere
@@ -34,3 +37,23 @@ def test_a_class_told_at_one_place_is_told_of_its_slot_alone() -> None:
     assert told.shape == (1, 4, 4, 2)
     assert told[0, 1, 2, 0] == 2
     assert np.count_nonzero(told) == 1
+
+
+def test_few_cells_that_show_something_count_as_much_as_all_that_are_empty() -> None:
+    raw = losses.cell_heads(8, 4, WIDTH, mx.random.key(0))
+    made = (composing.scene(1, number, "train") for number in range(99))
+    cells = scenes.cells(next(scene for scene in made if len(scene.things) == 3))
+    targets = {
+        name: mx.array(getattr(cells, name).reshape(1, 16, slots).astype(np.int32))
+        for name, (slots, _) in scenes.HEADS.items()
+    }
+    wanted = losses.symbols(raw, targets)
+    shown = (targets["shape"] > 0).reshape(16, 1)
+    assert shown.sum() == 3
+    for kind, measures in ((shown, {"explained": 0, "empty": 1}), (~shown, {"explained": 1, "empty": 0})):
+        middle = (wanted * kind).sum(0) / kind.sum()
+        said = mx.where(kind, middle, wanted)
+        model = SimpleNamespace(projector=lambda _, said=said: said)
+        loss, found = losses.projector(model, mx.zeros((1, 4, 4, 8)), raw, targets)  # type: ignore[arg-type]
+        assert loss.item() == pytest.approx(1, abs=1e-5)
+        assert {name: value.item() for name, value in found.items()} == pytest.approx(measures, abs=1e-5)
