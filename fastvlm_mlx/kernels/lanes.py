@@ -18,7 +18,7 @@ import mlx.core as mx
 from .. import blas
 
 _MOST = 8  # cores: beyond, parts get small and memory is what they wait for
-_WORTH_IT = 2**17  # values, below which setting another core going takes longer than it saves
+_WORTH_IT = 80_000  # values, below which setting another core going takes longer than it saves
 _Lanes = tuple[mx.Stream, ...]
 _using = Lock()  # the streams are for one thread at a time
 _open: ContextVar[_Lanes] = ContextVar("lanes", default=())
@@ -49,7 +49,7 @@ def count(values: int) -> int:
 
 
 def spread(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
-    """The arrays of independent parts, in order; begun, if there are lanes. A part is not divided again."""
+    """The arrays of independent parts, in order. A part is not divided again."""
     lanes = _open.get()
     if not lanes or len(parts) == 1:
         return [part() for part in parts]
@@ -58,7 +58,6 @@ def spread(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
         for part, lane in zip(parts, cycle(lanes), strict=False):  # lanes never end
             with mx.stream(lane):
                 arrays.append(part())
-                mx.async_eval(arrays[-1])  # it is worked on while the next is put together
     return arrays
 
 
