@@ -58,6 +58,8 @@ def spread(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
         for part, lane in zip(parts, cycle(lanes), strict=False):  # lanes never end
             with mx.stream(lane):
                 arrays.append(part())
+            if len(parts) > len(lanes):  # one after another, each while what it works on is in the cache
+                mx.async_eval(arrays[-1])
     return arrays
 
 
