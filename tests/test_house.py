@@ -96,6 +96,7 @@ def test_evaluation_happens_only_where_it_is_expected() -> None:
     allowed = {
         "decoding",
         "kernels.measure",
+        "kernels.lanes",
         "checkpoint",
         "tensorfile",
         "saved",

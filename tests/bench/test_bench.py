@@ -17,7 +17,7 @@ from command import MODEL, Run
 from refusals import Case as Refusal
 from refusals import assert_refused, snapshot
 
-from fastvlm_mlx import VLM, image
+from fastvlm_mlx import VLM, blas, image
 from fastvlm_mlx.bench import fitting, plot, untrained
 from fastvlm_mlx.bench import measure as measuring
 from fastvlm_mlx.bench.measure import PARTS, TIMES, TOLERANCE, Case, interleaved, measure, picture
@@ -56,6 +56,7 @@ class Slowed:
 def test_parts_are_what_each_took_and_add_up_to_the_whole(
     monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
+    monkeypatch.setattr(blas, "threads", lambda: 1)  # several cores would divide a batch between them
     vlm, clock = untrained.build(TINY, mx.float32), [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     for owner, name, seconds in (
