@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
-_MALLOC = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-
-
 _loaded: list[ctypes.CDLL] = []
+_MALLOC = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
 def prefer_openblas() -> bool:
@@ -30,24 +28,26 @@ def prefer_openblas() -> bool:
 
 
 def threads() -> int:
-    """Among how many OpenBLAS divides a product; 1 where it is not there."""
-    return int(_loaded[0].openblas_get_num_threads()) if _loaded else 1
+    """Among how many OpenBLAS divides a product; 1 where it is not there, or does not tell."""
+    tell = getattr(_loaded[0], "openblas_get_num_threads", None) if _loaded else None
+    return int(tell()) if tell else 1
 
 
 @contextmanager
 def single() -> Iterator[None]:
     """Every product in the thread that asks for it."""
     before = threads()
-    _divide(1)
+    if before > 1:
+        _divide(1)
     try:
         yield
     finally:
-        _divide(before)
+        if before > 1:
+            _divide(before)
 
 
 def _divide(number: int) -> None:
-    if _loaded:
-        _loaded[0].openblas_set_num_threads(number)
+    _loaded[0].openblas_set_num_threads(number)
 
 
 def keep_freed_memory() -> None:

@@ -1,7 +1,6 @@
 """Operations whose best form differs by device."""
 
 from collections.abc import Callable
-from functools import partial
 
 import mlx.core as mx
 
@@ -41,13 +40,8 @@ def by_rows(layer: Callable[..., mx.array], width: int, *inputs: mx.array) -> mx
     runs = -(-count // (most * at_once)) * at_once
     if runs == 1 or mx.default_device() == mx.Device(mx.gpu):
         return layer(*flat).reshape(*outer, -1)
-    rows = -(-count // runs)
-
-    def run(first: int) -> mx.array:
-        return layer(*(x[first : first + rows] for x in flat))
-
-    parts = [partial(run, first) for first in range(0, count, rows)]
-    return mx.concatenate(lanes.spread(parts)).reshape(*outer, -1)
+    y = lanes.spread(lambda few: layer(*(x[few] for x in flat)), count, -(-count // runs))
+    return y.reshape(*outer, -1)
 
 
 def depthwise(weight: mx.array, stride: int) -> Convolution:
@@ -72,12 +66,4 @@ def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     _, heads, tokens, head_dim = q.shape
     make = chosen(Attention(heads, head_dim, tokens), q.dtype).make
     each = -(-heads // lanes.count(q.shape[0] * heads * tokens**2))
-    if each == heads:
-        y: mx.array = make(q, k, v)
-        return y
-
-    def part(first: int) -> mx.array:
-        y: mx.array = make(*(x[:, first : first + each] for x in (q, k, v)))
-        return y
-
-    return mx.concatenate(lanes.spread([partial(part, first) for first in range(0, heads, each)]), axis=1)
+    return lanes.spread(lambda few: make(*(x[:, few] for x in (q, k, v))), heads, each, axis=1)

@@ -124,16 +124,14 @@ def _by_tiles(
             prepared[channels, tile] = prepare(channels, tile)
         matrices = prepared[channels, tile]
 
-        def part(first: int) -> mx.array:
-            few = slice(first, first + each)
+        def part(few: slice) -> mx.array:
             y = multiply(x[..., few], tile, *(matrix[few] for matrix in matrices))
             y = y.reshape(y.shape[0], batch, down, across, -1, *tile).transpose(1, 2, 5, 3, 6, 4, 0)
             y = y.reshape(batch, down * tile[0], across * tile[1], -1, y.shape[-1])
             return y if y.shape[1:3] == (rows, columns) else y[:, :rows, :columns]
 
         each = _together(channels, batch * rows * columns)
-        parts = [partial(part, first) for first in range(0, channels, each)]
-        return mx.concatenate(lanes.spread(parts), axis=-1).flatten(3)
+        return lanes.spread(part, channels, each, axis=-1).flatten(3)
 
     @convolve.vjp
     def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:

@@ -6,11 +6,10 @@ one idle. Within `evaluated`, what falls into independent parts is put on stream
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, partial
-from itertools import cycle
+from functools import cache
 from threading import Lock
 
 import mlx.core as mx
@@ -33,12 +32,8 @@ def evaluated(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
         mx.eval(y)
         return y
     with _using, _opened(_streams(cores)), blas.single():
-        if len(x) < cores:
-            y = layer(x)
-        else:
-            each = -(-len(x) // cores)
-            parts = [partial(layer, x[first : first + each]) for first in range(0, len(x), each)]
-            y = mx.concatenate(spread(parts))
+        each = len(x) if len(x) < cores else -(-len(x) // cores)
+        y = spread(lambda few: layer(x[few]), len(x), each)
         mx.eval(y)
     return y
 
@@ -48,19 +43,22 @@ def count(values: int) -> int:
     return max(1, len(_open.get())) if values >= _WORTH_IT else 1
 
 
-def spread(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
-    """The arrays of independent parts, in order. A part is not divided again."""
+def spread(part: Callable[[slice], mx.array], length: int, each: int, axis: int = 0) -> mx.array:
+    """What `part` gives of every `each` of `length`, in order along `axis`. A part is not divided again."""
+    slices = [slice(first, first + each) for first in range(0, length, each)]
     lanes = _open.get()
-    if not lanes or len(parts) == 1:
-        return [part() for part in parts]
+    if len(slices) == 1:
+        return part(slices[0])
+    if not lanes:
+        return mx.concatenate([part(few) for few in slices], axis)
     arrays = []
     with _opened(()):
-        for part, lane in zip(parts, cycle(lanes), strict=False):  # lanes never end
-            with mx.stream(lane):
-                arrays.append(part())
-            if len(parts) > len(lanes):  # one after another, each while what it works on is in the cache
+        for number, few in enumerate(slices):
+            with mx.stream(lanes[number % len(lanes)]):
+                arrays.append(part(few))
+            if len(slices) > len(lanes):  # one after another, each while what it works on is in the cache
                 mx.async_eval(arrays[-1])
-    return arrays
+    return mx.concatenate(arrays, axis)
 
 
 @contextmanager

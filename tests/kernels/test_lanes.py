@@ -49,17 +49,17 @@ def test_a_batch_is_divided_and_put_together_in_order(length: int) -> None:
 def test_parts_have_streams_of_their_own_and_are_not_divided_again() -> None:
     streams, counts = [], []
 
-    def part() -> mx.array:
+    def part(few: slice) -> mx.array:
         streams.append(mx.default_stream(mx.default_device()))
         counts.append(lanes.count(1000))
-        return mx.ones(1)
+        return mx.arange(few.start, few.stop)
 
     def build() -> mx.array:
         assert lanes.count(1000) == CORES
-        return mx.concatenate(lanes.spread([part] * 2 * CORES))
+        return lanes.spread(part, 2 * CORES, 1)
 
     before = mx.default_stream(mx.default_device())
-    assert within(build).sum() == 2 * CORES
+    assert mx.array_equal(within(build), mx.arange(2 * CORES))
     assert streams[:CORES] == streams[CORES:]
     assert len({str(stream) for stream in (*streams, before)}) == CORES + 1
     assert counts == [1] * 2 * CORES
@@ -82,11 +82,11 @@ def test_several_threads_share_the_streams() -> None:
 def test_outside_nothing_is_divided() -> None:
     streams = []
 
-    def part() -> mx.array:
+    def part(few: slice) -> mx.array:
         streams.append(mx.default_stream(mx.default_device()))
-        return mx.ones(1)
+        return mx.arange(few.start, few.stop)
 
-    lanes.spread([part, part])
+    assert mx.array_equal(lanes.spread(part, 2, 1), mx.arange(2))
     assert lanes.count(2**40) == 1
     assert streams == [mx.default_stream(mx.default_device())] * 2
 
@@ -102,18 +102,58 @@ def test_outside_nothing_is_divided() -> None:
     ],
 )
 def test_divided_operations_give_what_whole_ones_do(
-    build: Callable[[mx.array], mx.array], relative_error: Callable[[Any, Any], float]
+    build: Callable[[mx.array], mx.array],
+    relative_error: Callable[[Any, Any], float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = mx.random.normal((2, 9, 14, 40), key=mx.random.key(0))
     whole = build(x)
+    places: set[str] = set()
+    stream = mx.stream
+
+    def noted(lane: mx.Stream) -> Any:
+        places.add(str(lane))
+        return stream(lane)
+
+    monkeypatch.setattr(mx, "stream", noted)
     divided = within(lambda: build(x))
+    assert len(places) == CORES
     assert divided.shape == whole.shape
     assert relative_error(divided, whole) <= 1e-6
 
 
-def test_blas_has_its_threads_again_afterwards() -> None:
-    before = blas.threads()
+class Library:
+    """As much of OpenBLAS as is used"""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+
+    def openblas_get_num_threads(self) -> int:
+        return self.threads
+
+    def openblas_set_num_threads(self, number: int) -> None:
+        self.threads = number
+
+
+def test_blas_has_its_threads_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(4)
+    monkeypatch.setattr(blas, "_loaded", [library])
     seen = []
+
+    def fail() -> None:
+        seen.append(blas.threads())
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError), blas.single():
-        seen.append(blas.threads()) or 1 / 0
-    assert (seen, blas.threads()) == ([1], before)
+        fail()
+    assert seen == [1]
+    assert blas.threads() == library.threads == 4
+
+
+@pytest.mark.parametrize("loaded", [[], [object()]], ids=["none", "one that does not tell"])
+def test_a_blas_that_does_not_tell_has_one_thread(
+    loaded: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blas, "_loaded", loaded)
+    with blas.single():
+        assert blas.threads() == 1
