@@ -1,6 +1,7 @@
 """Vision tower and decoder against mlx-vlm's and mlx-lm's, full size, random weights, in alternation.
 
 `python benchmarks/against_mlx_vlm.py [--rounds N] [--sizes 256 512]`: medians and ratios, as Markdown.
+In 4 bit each computes as after loading such a checkpoint: on a CPU ours has unpacked its matrices.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def features(tower: nn.Module, pixels: mx.array) -> mx.array:
     return output
 
 
-def decoders(rounds: int) -> None:
+def decoders(rounds: int, bits: int | None = None) -> None:
     ours = randomized(Qwen2(QWEN2_05B))
     qwen2, cache = peers.load("mlx_lm.models.qwen2"), peers.load("mlx_lm.models.cache")
     c = QWEN2_05B
@@ -85,6 +86,11 @@ def decoders(rounds: int) -> None:
             )
         )
     )
+    if bits:
+        nn.quantize(theirs, bits=bits)
+        if mx.default_device() == mx.Device(mx.gpu):
+            nn.quantize(ours, bits=bits)
+    how = f", {bits} bit" if bits else ""
     ids = mx.random.randint(0, 1000, (1, PROMPT))
     token = ids[:, :1]
 
@@ -97,11 +103,11 @@ def decoders(rounds: int) -> None:
         mx.eval([c.state for c in caches])
         return theirs(ids[:, -1:], caches)
 
-    row(f"prefill {PROMPT} positions", *alternate(our_prefill, their_prefill, rounds))
+    row(f"prefill {PROMPT} positions{how}", *alternate(our_prefill, their_prefill, rounds))
     our_caches, their_caches = ours.new_caches(), cache.make_prompt_cache(theirs)
     mx.eval(ours(ours.embedding(ids), our_caches), theirs(ids, their_caches))
     row(
-        "decode one token",
+        f"decode one token{how}",
         *alternate(
             lambda: ours.logits(ours(ours.embedding(token), our_caches)[:, -1]),
             lambda: theirs(token, their_caches),
@@ -119,10 +125,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[256, 512])
     asked = parser.parse_args()
-    print(f"{this_machine().words}, {', '.join(f'{name} {version(name)}' for name in PEERS)}; float32\n")
+    versions = ", ".join(f"{name} {version(name)}" for name in PEERS)
+    print(f"{this_machine().words}, {versions}; float32 unless it says otherwise\n")
     print("| step | ours, s | theirs, s | theirs / ours |\n|---|---|---|---|")
     encoders(asked.sizes, asked.rounds)
     decoders(asked.rounds)
+    decoders(asked.rounds, bits=4)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `python benchmarks/cold_start.py [--peer PYTHON] [--size 256] [--rounds 5]`: checkpoints of zeros of the
 0.5B's size in float32, with a vocabulary of Qwen2's size, each command reading what was written for it, in
 turns, with the same BLAS; then the built-in model. Medians, the files in memory. PYTHON is that of an
-environment with mlx-vlm and all that it needs; without it ours stands alone.
+environment with mlx-vlm and all that it needs, or BENCH_PEER names it; without, ours stands alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peer", metavar="PYTHON", help="of an environment with mlx-vlm")
+    peer = os.environ.get("BENCH_PEER")
+    parser.add_argument("--peer", metavar="PYTHON", default=peer, help="of an environment with mlx-vlm")
     parser.add_argument("--size", type=int, default=256, help="of the picture, in pixels")
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()

@@ -60,7 +60,8 @@ SECTIONS = {
     "cold": Section(
         "Cold start",
         "python benchmarks/cold_start.py",
-        "From the start of a process to its end with one token: the 0.5B's size, and the built-in model.",
+        "From the start of a process to its end with one token: the 0.5B's size, and the built-in model. "
+        "BENCH_PEER is the Python of an environment with mlx-vlm and all that it needs.",
     ),
     "operations": Section(
         "Operations and bytes",
