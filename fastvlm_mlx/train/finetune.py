@@ -44,11 +44,11 @@ def finetune(
     if not recipe.stages:
         raise ConfigError(f"recipe {recipe.name!r}: no [[stages]]; add one")
     for stage in recipe.stages:
-        of_scenes = stage.calibrate or stage.mixture or stage.alike
+        of_scenes = stage.mixture or stage.alike
         if stage.kind != "answers" or stage.statistics != "stored" or of_scenes:
             raise ConfigError(
-                f"stage {stage.name!r}: fine-tuning is of kind 'answers', without statistics, calibrate, "
-                "mixture and alike; they are for fresh models"
+                f"stage {stage.name!r}: fine-tuning is of kind 'answers', without statistics, mixture "
+                "and alike; they are for fresh models"
             )
     directory = hub.resolve(start.model, start.revision)
     tokenizer = Tokenizer.load(directory)

@@ -3,7 +3,7 @@
 There is one tower to read, the run form. While BatchNorm uses stored statistics, the training form is the
 run form with weights computed from the branches, so `fuse` is part of the graph and gradients flow through
 it: what is trained is what will run. Statistics of a batch need every branch apart: `observe` is that plain
-definition, slow and exact, and `calibrated` stores what it sees.
+definition, slow and exact, which notes what it sees.
 """
 
 from __future__ import annotations
@@ -86,13 +86,6 @@ def run_form(model: FastVLM, raw: Mapping[str, mx.array], config: ModelConfig) -
     """Put the fused weights into the model; under `mx.grad`, as functions of the raw ones."""
     fused, _ = fuse(RawWeights(dict(raw)), config.vision, config.text, {}, mx.float32)
     model.update(tree_unflatten(list(fused.items())))
-
-
-def calibrated(raw: RawWeights, config: ModelConfig, pixels: mx.array) -> RawWeights:
-    """The same weights with the BatchNorm statistics of these pictures."""
-    seen: dict[str, mx.array] = {}
-    observe(raw, config, pixels, seen)
-    return RawWeights({**raw, **seen})
 
 
 def observe(

@@ -43,6 +43,8 @@ CATEGORIES = (
 )
 OF_EVERY_SCENE = CATEGORIES[:3]
 TRAINING_ONLY = frozenset({"list", "find"})  # dense: what most answers rest on, asked for by itself
+# Within "position" and "yesno": some are far harder to learn, and a mixture may weigh each by itself.
+FINER = ("relation", "left", "above", "more", "taller", "word", "is it", "is there", "is sign", "any text")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Question:
     category: str
     text: str
     answer: str
+    kind: str = ""  # of `FINER`, where there are several in a category
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _unknown(rng: np.random.Generator, key: str, *words: str, **named: str) -> Q
 
 
 def _yesno(rng: np.random.Generator, truth: bool, key: str, *words: str) -> Question:
-    return Question("yesno", _say(rng, key, *words), "yes" if truth else "no")
+    return Question("yesno", _say(rng, key, *words), "yes" if truth else "no", key)
 
 
 def _coin(rng: np.random.Generator) -> bool:
@@ -217,7 +220,7 @@ def _counted(scene: Scene, rng: np.random.Generator) -> Clue:
 def _neighbours(scene: Scene, thing: Thing, clue: Clue, rng: np.random.Generator) -> Iterator[Question]:
     for side, there in neighbours(scene, thing):
         text = _say(rng, "relation", clue.one(), side=side)
-        yield Question("position", text, f"{there.colour} {there.shape}")
+        yield Question("position", text, f"{there.colour} {there.shape}", "relation")
 
 
 def _present(scene: Scene, rng: np.random.Generator) -> Clue:

@@ -26,13 +26,12 @@ class Stage:
     train: tuple[str, ...] = ("",)  # patterns of raw names, in fine-tuning of the run form's; "" is all
     batch: int = 32
     questions: int = 6
-    mixture: dict[str, float] = field(default_factory=dict)  # category -> weight; empty is all alike
+    mixture: dict[str, float] = field(default_factory=dict)  # what is asked -> weight; empty is all alike
     warmup: float = 0.03  # of all steps
     last_rate: float = 0.02  # of the highest, at the end of the cosine
     weight_decay: float = 0.02
     clip: float = 1.0
     statistics: Literal["stored", "batch"] = "stored"  # BatchNorm's
-    calibrate: int = 0  # pictures to take BatchNorm's stored statistics from, before the first step
     image_size: int = 0  # 0: the model's
     pages: int = 0  # how many of a batch's pictures are full of letters
     alike: bool = False  # every kind of scene as often as any other

@@ -66,8 +66,9 @@ def _check(recipe: Recipe, model: Model) -> None:
     for stage in recipe.stages:
         if stage.image_size not in (0, scenes.SIDE):
             raise ConfigError(f"stage {stage.name!r}: drawn scenes have one size; leave image_size out")
-        if unknown := sorted(stage.mixture.keys() - set(questions.CATEGORIES)):
-            known = ", ".join(questions.CATEGORIES)
+        names = (*questions.CATEGORIES, *questions.FINER)
+        if unknown := sorted(stage.mixture.keys() - set(names)):
+            known = ", ".join(names)
             raise ConfigError(
                 f"stage {stage.name!r}: no category {unknown[0]!r} in scenes; there are {known}"
             )

@@ -88,14 +88,16 @@ def _cells(shown: list[scenes.Scene]) -> dict[str, Integers]:
 def chosen(
     asked: list[questions.Question], stage: Stage, rng: np.random.Generator
 ) -> list[questions.Question]:
-    """`stage.questions` of them, first a category by its weight, then any of its questions."""
-    by_category: dict[str, list[questions.Question]] = {}
+    """`stage.questions` of them, first a category by its weight, then any of its questions. A kind that the
+    mixture names counts as a category."""
+    by_name: dict[str, list[questions.Question]] = {}
     for question in asked:
-        by_category.setdefault(question.category, []).append(question)
-    names = [name for name in by_category if not stage.mixture or stage.mixture.get(name, 0) > 0]
+        name = question.kind if question.kind in stage.mixture else question.category
+        by_name.setdefault(name, []).append(question)
+    names = [name for name in by_name if not stage.mixture or stage.mixture.get(name, 0) > 0]
     weights = np.array([stage.mixture.get(name, 1.0) for name in names])
     picked: list[questions.Question] = []
     for place in rng.choice(len(names), size=stage.questions, p=weights / weights.sum()):
-        several = by_category[names[place]]
+        several = by_name[names[place]]
         picked.append(several[int(rng.integers(len(several)))])
     return picked

@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..models.fastvlm import FastVLM
 from . import losses
 from .batches import Batch
-from .form import STATISTICS, calibrated, observe
+from .form import STATISTICS, observe
 from .recipe import Recipe, Stage
 from .sources import Share
 from .state import Logged, Progress, State
@@ -84,8 +84,6 @@ def _run_stage(
 ) -> State:
     number, first = state.progress.stage, state.progress.step
     params = dict(state.params)
-    if stage.calibrate and first == 0:
-        params = _calibrate(params, subject.config, stage, number, source)
     vector = Vector.of(params, moving(params, stage))
     optimizer = optim.Adam(schedule(stage), betas=[0.9, 0.98], bias_correction=True)
     optimizer.init({"all": vector.values})
@@ -226,18 +224,6 @@ class Vector:
 
     def join(self, tensors: Mapping[str, mx.array]) -> mx.array:
         return mx.concatenate([tensors[name].flatten() for name in self.names])
-
-
-def _calibrate(
-    params: dict[str, mx.array], config: ModelConfig, stage: Stage, number: int, source: Source
-) -> dict[str, mx.array]:
-    """Every process does the same, so nothing need be sent."""
-    parts = [
-        source.batch(stage, number, stage.steps + index, Share()).pixels
-        for index in range(max(1, stage.calibrate // stage.batch))
-    ]
-    pixels = mx.concatenate([mx.array(part) for part in parts])[: stage.calibrate].astype(mx.float32) / 255
-    return dict(calibrated(params, config, pixels))  # type: ignore[arg-type]
 
 
 @contextmanager

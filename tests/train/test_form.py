@@ -82,12 +82,12 @@ def test_gradients_through_the_fusing_are_those_of_the_branches(raw: RawWeights,
         assert mx.abs(found[name] - gradient).max().item() < 2e-3 * scale, name
 
 
-def test_calibration_stores_the_statistics_of_the_pictures(raw: RawWeights, pixels: mx.array) -> None:
-    calibrated = form.calibrated(raw, SMALL, pixels)
-    by_batch = form.features_of(raw, SMALL, pixels, {})
-    assert distance(features(calibrated, pixels), by_batch) < 2e-5
+def test_the_statistics_of_a_batch_are_noted(raw: RawWeights, pixels: mx.array) -> None:
+    seen: dict[str, mx.array] = {}
+    by_batch = form.features_of(raw, SMALL, pixels, seen)
+    assert distance(features(RawWeights({**raw, **seen}), pixels), by_batch) < 2e-5
     stem = mx.conv2d(pixels, raw["vision.stem.conv.kxk.0.conv.weight"], 2, 1)
-    found = calibrated["vision.stem.conv.kxk.0.bn.running_var"]
+    found = seen["vision.stem.conv.kxk.0.bn.running_var"]
     assert np.allclose(np.array(found), np.array(stem).var((0, 1, 2)), rtol=1e-4)
 
 

@@ -1,13 +1,15 @@
 """Generated scenes as batches."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from fastvlm_mlx.train import composing, drawing, scenes, vocabulary
+from fastvlm_mlx.train import composing, drawing, questions, scenes, vocabulary
 from fastvlm_mlx.train.recipe import Stage
-from fastvlm_mlx.train.sources import Scenes, Share
+from fastvlm_mlx.train.sources import Scenes, Share, chosen
 
 CELLS = Stage("cells", "cells", 10, 1e-3, batch=4)
 SOURCE = Scenes(7, Path("not needed for cells"))
@@ -60,3 +62,31 @@ def test_symbols_are_questions_about_cells_without_their_pictures(tmp_path: Path
     assert not batch.pixels.size
     assert batch.cells["shape"].shape == (4, scenes.GRID**2, 1)
     assert sum(len(group.head_of) for group in batch.texts) == 8
+
+
+def test_a_mixture_weighs_categories_and_kinds_within_them() -> None:
+    rng = np.random.default_rng(0)
+    several = (questions.ask(composing.scene(3, n, "train"), np.random.default_rng(1)) for n in range(99))
+    asked = next(asked for asked in several if {"relation", ""} <= {one.kind for one in asked})
+    stage = Stage("symbols", "symbols", 1, 1e-3, questions=400)
+
+    def shares(mixture: dict[str, float]) -> Counter[str]:
+        picked = chosen(asked, dataclasses.replace(stage, mixture=mixture), rng)
+        return Counter(question.kind or question.category for question in picked)
+
+    assert shares({"describe": 1.0}) == {"describe": 400}
+    both = shares({"describe": 1.0, "relation": 3.0})
+    assert both.keys() == {"describe", "relation"}
+    assert both["relation"] == pytest.approx(300, abs=40)
+    within = shares({"position": 1.0})
+    assert within.keys() == {"position", "relation"}
+    apart = shares({"position": 1.0, "relation": 0.0})
+    assert apart.keys() == {"position"}
+
+
+def test_every_kind_that_can_be_weighed_is_asked_for() -> None:
+    scenes_of_all_kinds = [composing.scene(3, n, "train") for n in range(60)]
+    asked = {
+        one.kind for scene in scenes_of_all_kinds for one in questions.ask(scene, np.random.default_rng(1))
+    }
+    assert asked == {"", *questions.FINER}
