@@ -16,7 +16,7 @@ from mlx.nn.layers.distributed import shard_linear
 from ..config import Quantization, TextConfig
 from ..kernels import swiglu
 from .cache import KVCache, Mask, attend
-from .sums import added
+from .sums import added, product
 
 Group = mx.distributed.Group
 
@@ -80,7 +80,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array, onto: mx.array) -> mx.array:
-        return added(onto, self.down, swiglu(*mx.split(self.gate_up(x), 2, axis=-1)))
+        return added(onto, self.down, swiglu(*mx.split(product(self.gate_up, x), 2, axis=-1)))
 
     def shard(self, group: Group) -> None:
         self.gate_up = shard_linear(self.gate_up, "all-to-sharded", segments=2, group=group)
@@ -138,7 +138,7 @@ class Qwen2(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(…, d) -> (…, vocabulary), padded rows included"""
-        return self.head(hidden) if "head" in self else self.embedding.as_linear(hidden)
+        return product(self.head if "head" in self else self.embedding, hidden)
 
     def shard(self, group: Group) -> None:
         """Keep this rank's part of the weights; before they are evaluated, nothing else is ever held."""
