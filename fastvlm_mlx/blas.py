@@ -27,6 +27,11 @@ def prefer_openblas() -> bool:
     return False
 
 
+def loaded() -> bool:
+    """Whether OpenBLAS took the place of MLX's own."""
+    return bool(_loaded)
+
+
 def threads() -> int:
     """Among how many OpenBLAS divides a product; 1 where it is not there, or does not tell."""
     tell = getattr(_loaded[0], "openblas_get_num_threads", None) if _loaded else None

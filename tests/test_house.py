@@ -15,8 +15,8 @@ FLOORS = (
     "errors blas progress journal ahead",
     "strict atomic amounts",
     "config",
-    "reading",
-    "image tokenizer prompt tensorfile sampling kernels models.cache models.sums dataset preview "
+    "reading kernels",
+    "image tokenizer prompt tensorfile sampling models.cache models.products dataset preview "
     "dropped lines",
     "models.vision models.projector models.qwen2 neural_engine sharding video",
     "models.fastvlm memory saved",

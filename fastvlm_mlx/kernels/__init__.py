@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from .. import blas
 from . import lanes
 from .activation import gelu, shifted, swiglu
 from .attention import Attention
@@ -18,6 +19,7 @@ __all__ = [
     "depthwise",
     "evaluated",
     "gelu",
+    "product",
     "shifted",
     "stock",
     "swiglu",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _RUN_FLOATS = 2**20
+_PIECE = 2400  # outputs of a matrix
 _PRODUCTS = 64  # as many take as long as an activation of one value
 
 
@@ -42,6 +45,16 @@ def by_rows(layer: Callable[..., mx.array], width: int, *inputs: mx.array) -> mx
         return layer(*flat).reshape(*outer, -1)
     y = lanes.spread(lambda few: layer(*(x[few] for x in flat)), count, -(-count // runs))
     return y.reshape(*outer, -1)
+
+
+def product(rows: mx.array, matrix: mx.array) -> mx.array:
+    """rows · matrixᵀ. OpenBLAS reads a large matrix faster in pieces where there is but one row."""
+    outputs = len(matrix)
+    in_pieces = outputs > _PIECE and rows.size == rows.shape[-1] and blas.loaded()
+    if not in_pieces or mx.default_device() == mx.Device(mx.gpu):
+        return rows @ matrix.T
+    pieces = mx.split(matrix, list(range(_PIECE, outputs, _PIECE)))
+    return mx.concatenate([rows @ piece.T for piece in pieces], axis=-1)
 
 
 def depthwise(weight: mx.array, stride: int) -> Convolution:

@@ -16,7 +16,7 @@ from mlx.nn.layers.distributed import shard_linear
 from ..config import Quantization, TextConfig
 from ..kernels import swiglu
 from .cache import KVCache, Mask, attend
-from .sums import added, product
+from .products import added, product
 
 Group = mx.distributed.Group
 

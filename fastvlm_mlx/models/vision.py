@@ -15,7 +15,7 @@ import mlx.nn as nn
 from .. import kernels
 from ..config import VisionConfig
 from ..kernels import gelu
-from .sums import added
+from .products import added
 
 _LAYER_NORM_EPS = 1e-5
 

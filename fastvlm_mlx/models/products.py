@@ -1,4 +1,4 @@
-"""Products with the language model's matrices: dense or packed, whole, adapted or divided."""
+"""Products with a model's matrices: dense or packed, whole, adapted or divided."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-_PIECE = 2400  # outputs of a matrix that OpenBLAS reads faster than more of them at once, for one row
+from .. import kernels
 
 
 def product(matrix: Any, rows: mx.array) -> mx.array:
     """rows · matrixᵀ, of a matrix without bias; an embedding's as a head's"""
-    outputs = matrix.weight.shape[0] if type(matrix) in (nn.Linear, nn.Embedding) else 0
-    if outputs > _PIECE and rows.size == rows.shape[-1] and mx.default_device() == mx.Device(mx.cpu):
-        pieces = mx.split(matrix.weight, list(range(_PIECE, outputs, _PIECE)))
-        return mx.concatenate([rows @ piece.T for piece in pieces], axis=-1)
+    if type(matrix) in (nn.Linear, nn.Embedding):
+        return kernels.product(rows, matrix.weight)
     y: mx.array = matrix.as_linear(rows) if hasattr(matrix, "as_linear") else matrix(rows)
     return y
 
