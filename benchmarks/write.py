@@ -57,6 +57,13 @@ SECTIONS = {
         "Full size, float32, random weights, in alternation in one process, medians.",
         ("mlx_vlm", "mlx_lm"),
     ),
+    "torch": Section(
+        "Against PyTorch",
+        "python benchmarks/against_torch.py --sizes 256 512 1024 1536",
+        "The tower alone against timm's, eager, full size, float32, random weights, in alternation in one "
+        "process, medians.",
+        ("torch", "timm"),
+    ),
     "cold": Section(
         "Cold start",
         "python benchmarks/cold_start.py",

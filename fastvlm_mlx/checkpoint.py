@@ -50,13 +50,14 @@ def load(
     adapter: lora.Adapter | None = None,
     group: mx.distributed.Group | None = None,
     *,
+    lazy: bool = False,
     low_memory: bool = False,
 ) -> Loaded:
     """Read any known layout. `dtype` None computes in the stored type, on the CPU in float32.
 
     An adapter is added to matrices that are computed dense, where it costs nothing more; beside packed ones
-    it stays apart. Of a `group` of processes each keeps its part of the language model alone. With
-    `low_memory` the language model is left to be read when the tower has gone.
+    it stays apart. Of a `group` of processes each keeps its part of the language model alone. `lazy` leaves
+    the language model to be read by who needs it, `low_memory` until the tower has gone.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
@@ -98,7 +99,7 @@ def load(
     wanted = [
         array
         for name, array in parameters(model).items()
-        if not (low_memory and name.startswith("language."))
+        if not ((lazy or low_memory) and name.startswith("language."))
     ]
     if as_stored:  # nothing is made from something else, so all may be read at once, while we parse
         mx.async_eval(wanted)

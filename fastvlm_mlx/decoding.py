@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten
 
-from .kernels import evaluated
+from .kernels import begun
 from .memory import Features
 from .models.cache import KVCache
 from .models.fastvlm import FastVLM
@@ -40,6 +40,7 @@ class Prefilled:
     text_tokens: int
     projector_s: float = 0.0  # of vision_s
     reused_tokens: int = 0  # known from before, beside those two
+    read_s: float = 0.0  # before, for weights that `load` left to be read
 
     @property
     def tokens(self) -> int:
@@ -270,6 +271,7 @@ class Seen:
     features: Mapping[Picture, mx.array]  # (tokens, d) each
     vision_s: float
     projector_s: float  # of it
+    read_s: float  # beside it
 
 
 def see(
@@ -280,7 +282,8 @@ def see(
 ) -> Seen:
     """Every picture of them once; those of one size in batches, unless `one_by_one`, which takes less memory.
 
-    With `known`, every content once.
+    With `known`, every content once. A language model that is still to be read is read meanwhile, but with
+    `one_by_one`.
     """
     began = time.perf_counter()
     shown = [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
@@ -294,13 +297,15 @@ def see(
             features[picture] = before
         else:
             of_size.setdefault(picture.pixels.shape, []).append(picture)
-    projector_s = 0.0
+    projector_s = read_s = 0.0
     for (_, height, width, _), pictures in of_size.items():
         count = 1 if one_by_one else max(1, PIXELS_AT_ONCE // (height * width))
         for start in range(0, len(pictures), count):
             batch = pictures[start : start + count]
             pixels = mx.concatenate([picture.pixels for picture in batch])
-            found = evaluated(model.vision, pixels)  # apart from the projector: each has its time
+            found = begun(model.vision, pixels)
+            read_s += 0.0 if one_by_one else _read(model)
+            mx.eval(found)  # apart from the projector: each has its time
             since = time.perf_counter()
             encoded = model.projector(found.flatten(1, 2))
             mx.eval(encoded)
@@ -310,16 +315,26 @@ def see(
                 known.put(batch, encoded)
     if known is not None:
         features |= {picture: features[first[picture.key]] for picture in shown}
-    return Seen(features, time.perf_counter() - began, projector_s)
+    read_s += 0.0 if one_by_one else _read(model)
+    return Seen(features, time.perf_counter() - began - read_s, projector_s, read_s)
 
 
-def leave_tower(model: FastVLM) -> None:
-    """All pictures are seen: the tower goes, and only then is the language model read."""
+def _read(model: FastVLM) -> float:
+    """Seconds that it took to read the language model, next to none where that was done before."""
+    began = time.perf_counter()
+    mx.eval(model.language.parameters())
+    return time.perf_counter() - began
+
+
+def leave_tower(model: FastVLM) -> float:
+    """All pictures are seen: the tower goes, and only then is the language model read; -> seconds."""
+    began = time.perf_counter()
     model.forget_tower()
     flat: list[tuple[str, mx.array]] = tree_flatten(model.language.parameters())  # type: ignore[assignment]
     for _, array in flat:
         mx.eval(array)
         mx.clear_cache()  # of what it was made from
+    return time.perf_counter() - began
 
 
 def prefilled(prompt: Prompt, seen: Seen, prefill_s: float, reused: int = 0) -> Prefilled:
@@ -327,4 +342,4 @@ def prefilled(prompt: Prompt, seen: Seen, prefill_s: float, reused: int = 0) -> 
     image_tokens = sum(part.positions for part in prompt if isinstance(part, Picture))
     vision_s, projector_s = (seen.vision_s, seen.projector_s) if image_tokens else (0.0, 0.0)
     text_tokens = positions(prompt) - image_tokens
-    return Prefilled(vision_s, prefill_s, image_tokens, text_tokens, projector_s, reused)
+    return Prefilled(vision_s, prefill_s, image_tokens, text_tokens, projector_s, reused, seen.read_s)

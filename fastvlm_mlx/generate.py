@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import mlx.core as mx
@@ -60,7 +60,7 @@ def stream(
     caches = model.language.new_caches() if prefix is None else prefix.caches
     seen = see([rest], model, features, one_by_one=low_memory)
     if low_memory:
-        leave_tower(model)
+        seen = replace(seen, read_s=leave_tower(model))
     batch = Batch(model, tokenizer, stop_ids)
     row = _row(tokenizer, sampling, room)
     row.guesser = guesser
@@ -185,6 +185,7 @@ class Answer:
     reused_tokens: int = 0
     guessed: int = 0  # tokens that were proposed, and how many of them were right
     right: int = 0
+    read_s: float = 0.0  # before, for weights that were left to be read
 
     @property
     def tokens_per_s(self) -> float:
@@ -216,5 +217,6 @@ def collect(events: Iterator[Event]) -> Answer:
                     reused_tokens=prefilled.reused_tokens,
                     guessed=event.guessed,
                     right=event.right,
+                    read_s=prefilled.read_s,
                 )
     raise ValueError("the stream ended before it finished")

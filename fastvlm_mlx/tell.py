@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .generate import Answer
 
 
+_READ_S = 0.001  # less is looking that it is there
+
+
 def print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
@@ -43,6 +46,7 @@ def as_dict(answer: Answer, model: str) -> dict[str, object]:
         "tokens": len(answer.ids),
         "image_tokens": answer.image_tokens,
         "text_tokens": answer.text_tokens,
+        "read_s": round(answer.read_s, 4),
         "vision_s": round(answer.vision_s, 4),
         "prefill_s": round(answer.prefill_s, 4),
         "decode_s": round(answer.decode_s, 4),
@@ -57,8 +61,9 @@ def stats(answer: Answer, frames: int = 0) -> str:
     known = f", {answer.reused_tokens} known before" if answer.reused_tokens else ""
     guessed = f"guessed  {answer.guessed} tokens, {answer.right} of them right\n" if answer.guessed else ""
     seen = f" of {frames} frames" if frames else ""
+    read = f"read     {answer.read_s:8.3f} s   the language model\n" if answer.read_s > _READ_S else ""
     return (
-        f"vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens{seen}\n"
+        f"{read}vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens{seen}\n"
         f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text){known}\n"
         f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
         f"ended by {answer.reason}\n{guessed}"

@@ -41,6 +41,7 @@ def load(
     adapter: str | Path | None = None,
     vision_package: str | Path | None = None,
     group: mx.distributed.Group | None = None,
+    lazy: bool = False,
     low_memory: bool = False,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
@@ -50,9 +51,10 @@ def load(
     `dtype` None computes in the stored type on a GPU and in float32 on the CPU. `adapter` is a directory
     that fine-tuning wrote. `vision_package`, on a Mac, is a Core ML package (`export --target coreml`) to
     run the vision tower in. `group`, of several processes (`mx.distributed.init()`), divides the language
-    model between them: all load it so and ask the same. `low_memory` never holds all of the model: it answers
-    one prompt that may have pictures, and lets the vision tower go before the language model is read.
-    `kv_bits`, 4 or 8, packs keys and values, in groups of `kv_group_size` or as many as divide a head.
+    model between them: all load it so and ask the same. `lazy`, for programs that answer once, leaves the
+    language model to be read while the first picture is encoded. `low_memory` never holds all of the model:
+    it answers one prompt that may have pictures, and lets the vision tower go before the language model is
+    read. `kv_bits`, 4 or 8, packs keys and values, in groups of `kv_group_size` or as many as divide a head.
     """
     if kv_bits is not None:
         packing(kv_bits, kv_group_size, max(GROUP_SIZES))  # says what is wrong before a model is loaded
@@ -67,7 +69,10 @@ def load(
         group = None
     if group is not None and low_memory:
         raise ConfigError("low memory is of one process; leave it out, or the group")
-    loaded = checkpoint.load(hub.resolve(name, revision), dtype, widened, group, low_memory=low_memory)
+    lazy = lazy and group is None  # a part is cut off at once, or the whole matrix would be kept
+    loaded = checkpoint.load(
+        hub.resolve(name, revision), dtype, widened, group, lazy=lazy, low_memory=low_memory
+    )
     if kv_bits is not None:
         head_dim = loaded.config.text.head_dim
         loaded.model.language.packing = packing(kv_bits, kv_group_size, head_dim)

@@ -16,8 +16,7 @@ FLOORS = (
     "strict atomic amounts",
     "config",
     "reading kernels",
-    "image tokenizer prompt tensorfile sampling models.cache models.products dataset preview "
-    "dropped lines",
+    "image tokenizer prompt tensorfile sampling models.cache models.products dataset preview dropped lines",
     "models.vision models.projector models.qwen2 neural_engine sharding video",
     "models.fastvlm memory saved",
     "lora decoding",

@@ -10,14 +10,14 @@ from .activation import gelu, shifted, swiglu
 from .attention import Attention
 from .choice import chosen
 from .depthwise import Convolution, Depthwise, stock, toeplitz
-from .lanes import evaluated
+from .lanes import begun
 
 __all__ = [
     "Convolution",
     "attend",
+    "begun",
     "by_rows",
     "depthwise",
-    "evaluated",
     "gelu",
     "product",
     "shifted",

@@ -1,7 +1,7 @@
 """Several cores of a CPU at once: MLX computes the operations of a stream one after another in one thread.
 
 Only BLAS divides a product between threads, so activations, copies and attention would leave all cores but
-one idle. Within `evaluated`, what falls into independent parts is put on streams of its own.
+one idle. Within `begun`, what falls into independent parts is put on streams of its own.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _using = Lock()  # the streams are for one thread at a time
 _open: ContextVar[_Lanes] = ContextVar("lanes", default=())
 
 
-def evaluated(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    """`layer` of x, computed: between cores by its first axis, or where that is too short operation by
-    operation. Products take a thread each meanwhile."""
+def begun(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """`layer` of x: on a GPU under way; on a CPU computed, between cores by its first axis, or where that is
+    too short operation by operation. Products take a thread each meanwhile."""
     cores = min(blas.threads(), _MOST) if mx.default_device() == mx.Device(mx.cpu) else 1
     if cores < 2:
         y = layer(x)
-        mx.eval(y)
+        mx.async_eval(y)
         return y
     with _using, _opened(_streams(cores)), blas.single():
         each = len(x) if len(x) < cores else -(-len(x) // cores)

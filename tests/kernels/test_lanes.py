@@ -27,7 +27,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def within(build: Callable[[], mx.array]) -> mx.array:
     """Operation by operation: of a batch of one"""
-    return kernels.evaluated(lambda _: build(), mx.zeros((1,)))
+    return kernels.begun(lambda _: build(), mx.zeros((1,)))
 
 
 @pytest.mark.usefixtures("cores")
@@ -40,7 +40,7 @@ def test_a_batch_is_divided_and_put_together_in_order(length: int) -> None:
         return 2 * x
 
     x = mx.arange(length)
-    assert mx.array_equal(kernels.evaluated(layer, x), 2 * x)
+    assert mx.array_equal(kernels.begun(layer, x), 2 * x)
     assert sum(seen) == length
     assert len(seen) == (1 if length < CORES else -(-length // -(-length // CORES)))
 
@@ -73,7 +73,7 @@ def test_several_threads_share_the_streams() -> None:
     expected = mx.tanh(x @ x.T).tolist()
 
     def encode(_: int) -> Any:
-        return kernels.evaluated(lambda row: mx.tanh(row @ x.T), x).tolist()
+        return kernels.begun(lambda row: mx.tanh(row @ x.T), x).tolist()
 
     with ThreadPoolExecutor(4) as pool:
         assert all(np.allclose(found, expected, atol=1e-5) for found in pool.map(encode, range(40)))

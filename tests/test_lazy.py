@@ -1,0 +1,57 @@
+"""A language model left to be read: the first picture is on its way before, and the same is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from command import MODEL, Run
+from mlx.utils import tree_flatten
+from pictures import TALL
+
+import fastvlm_mlx
+from fastvlm_mlx import VLM, decoding
+
+VlmOf = Callable[[str], VLM]
+
+
+def nbytes(vlm: VLM) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(vlm.model.language.parameters()))
+
+
+@pytest.mark.parametrize("pictures", [[], [TALL], [TALL, TALL]], ids=len)
+@pytest.mark.parametrize("name", ["apple-fused", "apple-train", "mlx-vlm-4bit"])
+def test_the_answer_is_the_same(
+    name: str, pictures: list[Path], vlm_of: VlmOf, directory_of: Callable[[str], Path]
+) -> None:
+    whole, lazy = vlm_of(name), fastvlm_mlx.load(directory_of(name), dtype="float32", lazy=True)
+    expected = whole.generate(whole.prompt("What is this?", pictures), max_tokens=12)
+    found = lazy.generate(lazy.prompt("What is this?", pictures), max_tokens=12)
+    assert found.ids == expected.ids
+    assert lazy.generate("And now?", max_tokens=4).ids == whole.generate("And now?", max_tokens=4).ids
+
+
+def test_a_picture_is_begun_before_the_language_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    begun = decoding.begun
+
+    def watched(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+        y = begun(layer, x)
+        held.append(mx.get_active_memory())
+        return y
+
+    monkeypatch.setattr(decoding, "begun", watched)
+    vlm = fastvlm_mlx.load(MODEL, lazy=True)
+    sizes = nbytes(vlm)
+    answer = vlm.generate(vlm.prompt("What is this?", [TALL]), max_tokens=2)
+    vlm.generate(vlm.prompt("And this?", [TALL]), max_tokens=2)
+    assert held[1] - held[0] >= sizes  # the second time it was there
+    assert answer.read_s > 0
+
+
+def test_the_command_says_how_long_that_took(run: Run) -> None:
+    done = run("generate", TALL, "-m", MODEL, "--max-tokens", 2, "--json")
+    assert json.loads(done.out)["read_s"] > 0
