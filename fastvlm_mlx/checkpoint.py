@@ -101,7 +101,7 @@ def load(
         for name, array in parameters(model).items()
         if not ((lazy or low_memory) and name.startswith("language."))
     ]
-    if as_stored:  # nothing is made from something else, so all may be read at once, while we parse
+    if as_stored:  # nothing is made from something else, so all may be read at once
         mx.async_eval(wanted)
     tokenizer = tokenizer or Tokenizer.load(directory)
     for array in wanted:

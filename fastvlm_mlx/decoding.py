@@ -279,11 +279,12 @@ def see(
     model: FastVLM,
     known: Features | None = None,
     one_by_one: bool = False,
+    reading: bool = False,
 ) -> Seen:
     """Every picture of them once; those of one size in batches, unless `one_by_one`, which takes less memory.
 
-    With `known`, every content once. A language model that is still to be read is read meanwhile, but with
-    `one_by_one`.
+    With `known`, every content once. `reading` is for a language model that may still have to be read: it is,
+    while the first of them are encoded.
     """
     began = time.perf_counter()
     shown = [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
@@ -304,7 +305,8 @@ def see(
             batch = pictures[start : start + count]
             pixels = mx.concatenate([picture.pixels for picture in batch])
             found = begun(model.vision, pixels)
-            read_s += 0.0 if one_by_one else _read(model)
+            if reading:
+                read_s, reading = _read(model), False
             mx.eval(found)  # apart from the projector: each has its time
             since = time.perf_counter()
             encoded = model.projector(found.flatten(1, 2))
@@ -315,14 +317,17 @@ def see(
                 known.put(batch, encoded)
     if known is not None:
         features |= {picture: features[first[picture.key]] for picture in shown}
-    read_s += 0.0 if one_by_one else _read(model)
+    if reading:
+        read_s = _read(model)
     return Seen(features, time.perf_counter() - began - read_s, projector_s, read_s)
 
 
 def _read(model: FastVLM) -> float:
-    """Seconds that it took to read the language model, next to none where that was done before."""
+    """Seconds that it took to read the language model, next to none where that was done before. By layers:
+    all at once might hold what a model in another type is made from, too."""
     began = time.perf_counter()
-    mx.eval(model.language.parameters())
+    for part in (*model.language.layers, model.language):
+        mx.eval(part.parameters())
     return time.perf_counter() - began
 
 

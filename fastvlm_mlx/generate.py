@@ -58,7 +58,7 @@ def stream(
     room = room_for(prompt, context, max_tokens)
     reused, rest = (0, prompt) if prefix is None else prefix.resume(prompt)
     caches = model.language.new_caches() if prefix is None else prefix.caches
-    seen = see([rest], model, features, one_by_one=low_memory)
+    seen = see([rest], model, features, one_by_one=low_memory, reading=not low_memory)
     if low_memory:
         seen = replace(seen, read_s=leave_tower(model))
     batch = Batch(model, tokenizer, stop_ids)
