@@ -1,5 +1,5 @@
-"""Fit the rational erf and tanh of `kernels/activation.py`, and the polynomials of which GELU and attention
-take powers (there and in `kernels/attention.py`): numpy alone; prints coefficients and errors."""
+"""Fit the rational erf and tanh of `kernels/activation.py`, and the polynomial of which GELU takes a power:
+numpy alone; prints coefficients and errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 FITS = (("erf", math.erf, 3.9, 5), ("tanh", math.tanh, 9.0, 4))  # function, |t| up to, degree in t²
-# What 1/P(a)^N is to be, by what an error there is multiplied, a up to, N, degree of P, whether P(0) is 1.
-POWERS = (
-    ("the bell's tail", lambda a: math.erfc(a / math.sqrt(2)) / 2, lambda a: a, 6.0, 16, 6, False),
-    ("e^-a", lambda a: math.exp(-a), lambda a: 1.0, 24.0, 8, 6, True),
-)
+_FAR, _POWER, _DEGREE = 6.0, 16, 6  # the bell's tail beyond a up to so far as 1/P(a)^16, P of degree 6
 
 
 def fit(
@@ -39,38 +35,30 @@ def fit(
     return largest, found[: degree + 1] / unscaled, np.r_[1, found[degree + 1 :]] / unscaled
 
 
-def fit_power(
-    function: Callable[[float], float],
-    matters: Callable[[float], float],
-    limit: float,
-    power: int,
-    degree: int,
-    from_one: bool,
-) -> tuple[float, np.ndarray]:
-    """P, of which 1/P(a)^power ≈ function, by least squares, reweighted towards the largest error."""
-    a = np.linspace(0, limit, 4001)
-    target, factor = np.array([function(v) for v in a]), np.array([matters(v) for v in a])
-    root = target ** (-1 / power)
-    slope = factor * power * target / root  # what an error of P becomes
-    powers = (a / limit)[:, None] ** np.arange(degree + 1)
-    known, free = (1.0, powers[:, 1:]) if from_one else (0.0, powers)
+def fit_tail() -> tuple[float, np.ndarray]:
+    """P, of which 1/P(a)^16 ≈ the bell's tail beyond a, by least squares, reweighted towards the largest
+    error of a times it."""
+    a = np.linspace(0, _FAR, 4001)
+    tail = np.array([math.erfc(v / math.sqrt(2)) / 2 for v in a])
+    root = tail ** (-1 / _POWER)
+    slope = a * _POWER * tail / root  # what an error of P becomes
+    powers = (a / _FAR)[:, None] ** np.arange(_DEGREE + 1)
     weight, best = np.ones_like(a), (math.inf, np.zeros(0))
     for _ in range(300):
         scale = slope * weight
-        found, *_ = np.linalg.lstsq(free * scale[:, None], (root - known) * scale, rcond=None)
-        error = np.abs(factor * (target - (known + free @ found) ** -float(power)))
+        found, *_ = np.linalg.lstsq(powers * scale[:, None], root * scale, rcond=None)
+        error = np.abs(a * (tail - (powers @ found) ** -float(_POWER)))
         best = min(best, (float(error.max()), found), key=lambda pair: pair[0])
         weight = weight * (error / error.max() + 1e-3) ** 0.3
         weight /= weight.max()
     largest, found = best
-    return largest, np.r_[[1.0] * from_one, found] / limit ** np.arange(degree + 1)
+    return largest, found / _FAR ** np.arange(_DEGREE + 1)
 
 
 if __name__ == "__main__":
-    for what, tail, matters, limit, power, degree, from_one in POWERS:
-        largest, p = fit_power(tail, matters, limit, power, degree, from_one)
-        print(f"{what} as 1/P^{power}: error {largest:.1e}")
-        print("  P =", tuple(float(f"{c:.9g}") for c in p))
+    largest, p = fit_tail()
+    print(f"the bell's tail as 1/P^{_POWER}: error {largest:.1e}")
+    print("  P =", tuple(float(f"{c:.9g}") for c in p))
     for name, function, limit, degree in FITS:
         largest, p, q = fit(function, limit, degree)
         print(f"{name} up to {limit}: error {largest:.1e}, and {1 - function(limit):.1e} beyond")

@@ -6,10 +6,10 @@ one idle. Within `begun`, what falls into independent parts is put on streams of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 
 import mlx.core as mx
@@ -44,21 +44,29 @@ def count(values: int) -> int:
 
 
 def spread(part: Callable[[slice], mx.array], length: int, each: int, axis: int = 0) -> mx.array:
-    """What `part` gives of every `each` of `length`, in order along `axis`. A part is not divided again."""
-    slices = [slice(first, first + each) for first in range(0, length, each)]
+    """What `part` gives of every `each` of `length`, in order along `axis`."""
+    parts = shared([partial(part, few) for few in slices(length, each)])
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis)
+
+
+def slices(length: int, each: int) -> list[slice]:
+    return [slice(first, first + each) for first in range(0, length, each)]
+
+
+def shared(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
+    """What all give, between the cores. A part of several is not divided again."""
     lanes = _open.get()
-    if len(slices) == 1:
-        return part(slices[0])
-    if not lanes:
-        return mx.concatenate([part(few) for few in slices], axis)
-    arrays = []
+    if len(parts) == 1 or not lanes:
+        return [part() for part in parts]
+    arrays: list[mx.array] = []
     with _opened(()):
-        for number, few in enumerate(slices):
+        for number, part in enumerate(parts):
             with mx.stream(lanes[number % len(lanes)]):
-                arrays.append(part(few))
-            if len(slices) > len(lanes):  # one after another, each while what it works on is in the cache
-                mx.async_eval(arrays[-1])
-    return mx.concatenate(arrays, axis)
+                arrays.append(part())
+            if len(parts) > len(lanes) == 1 + number % len(lanes):
+                # One for each core, operation by operation in turn, while what it works on is in its cache.
+                mx.async_eval(arrays[-len(lanes) :])
+    return arrays
 
 
 @contextmanager
