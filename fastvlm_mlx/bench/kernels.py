@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..config import VisionConfig
 from ..kernels import choice, measure
-from ..kernels.candidates import Candidate, Problem, device
+from ..kernels.candidates import Candidate, Problem, able, device
 from ..models.vision import FastViTHD
 from .table import Table, ms
 
@@ -31,11 +31,11 @@ class Tried:
         return stock_s / trial.seconds if stock_s and trial.seconds else None
 
 
-def problems(config: VisionConfig, size: int) -> list[Problem]:
-    """What the tower's layers ask for at this picture size; nothing is computed."""
+def problems(config: VisionConfig, size: int, dtype: mx.Dtype) -> list[Problem]:
+    """What the tower's layers ask for at this picture size, where there is a choice; nothing is computed."""
     with choice.watched() as seen:
         FastViTHD(config)(mx.zeros((1, size, size, 3)))
-    return list(seen.values())
+    return [problem for problem in seen.values() if len(able(problem, device(), dtype)) > 1]
 
 
 def tried(problem: Problem, dtype: mx.Dtype, rounds: int) -> Tried:

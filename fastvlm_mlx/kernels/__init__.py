@@ -9,16 +9,19 @@ from . import lanes
 from .activation import gelu, shifted, swiglu
 from .attention import Attention
 from .choice import chosen
-from .depthwise import Convolution, Depthwise, stock, toeplitz
+from .depthwise import Convolution, depthwise, stock, toeplitz
 from .lanes import begun
+from .repmixer import Mixer, mixing
 
 __all__ = [
     "Convolution",
+    "Mixer",
     "attend",
     "begun",
     "by_rows",
     "depthwise",
     "gelu",
+    "mixing",
     "product",
     "shifted",
     "stock",
@@ -57,26 +60,7 @@ def product(rows: mx.array, matrix: mx.array) -> mx.array:
     return mx.concatenate([rows @ piece.T for piece in pieces], axis=-1)
 
 
-def depthwise(weight: mx.array, stride: int) -> Convolution:
-    """The best depthwise convolution for these weights on this device; which one it is is decided once."""
-    prepared: Convolution | None = None
-
-    def convolve(x: mx.array) -> mx.array:
-        nonlocal prepared
-        if prepared is None:
-            rows, columns, channels = x.shape[1:]
-            widening = weight.shape[0] // channels
-            problem = Depthwise(channels, weight.shape[1], stride, widening, rows, columns)
-            candidate = chosen(problem, weight.dtype)
-            prepared = candidate.make(weight, stride)
-        return prepared(x)
-
-    return convolve
-
-
 def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """The tower's attention: q, k, v (B, heads, N, head_dim), scaled beforehand."""
     _, heads, tokens, head_dim = q.shape
-    make = chosen(Attention(heads, head_dim, tokens), q.dtype).make
-    each = -(-heads // lanes.count(q.shape[0] * heads * tokens**2))
-    return lanes.spread(lambda few: make(*(x[:, few] for x in (q, k, v))), heads, each, axis=1)
+    return chosen(Attention(heads, head_dim, tokens), q.dtype).make(q, k, v)

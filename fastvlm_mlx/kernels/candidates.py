@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +15,10 @@ METAL, CUDA, CPU = "metal", "cuda", "cpu"
 GPUS = (METAL, CUDA)
 FLOATS = (mx.float16, mx.bfloat16, mx.float32)
 
-Step = Callable[[], mx.array]
+Outputs = mx.array | tuple[mx.array, ...]
+Step = Callable[[], Outputs]
+_Out = TypeVar("_Out", mx.array, tuple[mx.array, mx.array])
+_Expected = npt.NDArray[np.float64] | tuple[npt.NDArray[np.float64], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Problem(Protocol):
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]: ...
 
-    def expected(self, *inputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def expected(self, *inputs: npt.NDArray[np.float64]) -> _Expected:
         """By the plain definition."""
         ...
 
@@ -83,14 +86,13 @@ def noise(seed: int, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
 
 
-def with_gradient_of(
-    plain: Callable[..., mx.array], quick: Callable[..., mx.array]
-) -> Callable[..., mx.array]:
+def with_gradient_of(plain: Callable[..., _Out], quick: Callable[..., _Out]) -> Callable[..., _Out]:
     """`quick` forward, `plain` backward: for what autodiff cannot follow, or follows slowly."""
     function = mx.custom_function(quick)
 
     @function.vjp
-    def _(primals: tuple[mx.array, ...], cotangent: mx.array, _: mx.array) -> tuple[mx.array, ...]:
-        return tuple(mx.vjp(plain, list(primals), [cotangent])[1])
+    def _(primals: tuple[mx.array, ...], cotangents: Outputs, _: Outputs) -> tuple[mx.array, ...]:
+        given = list(cotangents) if isinstance(cotangents, tuple | list) else [cotangents]
+        return tuple(mx.vjp(plain, list(primals), given)[1])
 
     return function  # type: ignore[return-value]

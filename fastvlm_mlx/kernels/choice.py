@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -46,6 +47,19 @@ def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
     if where == CPU:
         return next((candidate for candidate in entrants if candidate.name == problem.on_cpu), entrants[0])
     return _measured(problem, where, dtype) if _spent_s < _BUDGET_S else entrants[0]
+
+
+def decided(problem: Callable[[mx.array], Problem], dtype: mx.Dtype, *weights: object) -> Callable[..., Any]:
+    """A layer whose candidate is chosen when it first sees something, and prepares its weights then."""
+    prepared: Callable[..., Any] | None = None
+
+    def layer(x: mx.array, *more: mx.array) -> Any:
+        nonlocal prepared
+        if prepared is None:
+            prepared = chosen(problem(x), dtype).make(*weights)
+        return prepared(x, *more)
+
+    return layer
 
 
 @contextmanager
@@ -107,10 +121,10 @@ def path() -> Path | None:
 
 def _measured(problem: Problem, where: str, dtype: mx.Dtype) -> Candidate:
     global _spent_s
-    began = time.perf_counter()
+    began, before = time.perf_counter(), _spent_s
     candidate = measure.best(measure.trials(problem.grown(), where, dtype, _FEW_ROUNDS))
     keep(problem, dtype, candidate)
-    _spent_s += time.perf_counter() - began
+    _spent_s = before + time.perf_counter() - began  # with what its candidates had measured for themselves
     _LOG.debug("%s: %s", problem.key, candidate.name)
     return candidate
 

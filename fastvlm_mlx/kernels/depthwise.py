@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from . import blocks, lanes
 from .candidates import CPU, GPUS, Candidate, Step, device, noise, with_gradient_of
+from .choice import decided
 
 Convolution = Callable[[mx.array], mx.array]
 Tile = tuple[int, int]  # rows and columns of outputs
@@ -317,3 +318,13 @@ class Depthwise:
         x, weight = inputs
         convolve = candidate.make(weight, self.stride)
         return lambda: convolve(x)
+
+
+def depthwise(weight: mx.array, stride: int) -> Convolution:
+    """The best one for these weights on this device; which one it is is decided once."""
+
+    def problem(x: mx.array) -> Depthwise:
+        rows, columns, channels = x.shape[1:]
+        return Depthwise(channels, weight.shape[1], stride, len(weight) // channels, rows, columns)
+
+    return decided(problem, weight.dtype, weight, stride)

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from .candidates import CPU, Candidate, Problem, Step, able
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 # Of the largest value. More is allowed where the stock one has more: on some chips float32 products are not.
 _LIMITS = {mx.float32: 5e-6, mx.float16: 3e-3, mx.bfloat16: 2e-2}
 _HOPELESS = 3  # times as slow as the quickest at first sight: not timed again
@@ -62,19 +64,25 @@ def best(tried: Sequence[Trial]) -> Candidate:
 def _errors(problem: Problem, entrants: Sequence[Candidate], dtype: mx.Dtype) -> list[float | None]:
     small = problem.small()
     inputs = small.inputs(dtype)
-    expected = small.expected(*(np.array(one.astype(mx.float32), np.float64) for one in inputs))
+    expected = _each(small.expected(*(np.array(one.astype(mx.float32), np.float64) for one in inputs)))
 
     def error(candidate: Candidate) -> float | None:
         try:
-            found = np.array(small.step(candidate, inputs)().astype(mx.float32), np.float64)
+            outputs = _each(small.step(candidate, inputs)())
+            found = [np.array(one.astype(mx.float32), np.float64) for one in outputs]
         except _FAILURES as failure:
             _told(problem, candidate, failure)
             return None
-        if found.shape != expected.shape:
+        if [one.shape for one in found] != [one.shape for one in expected]:
             return float("inf")
-        return float(np.abs(found - expected).max() / np.abs(expected).max())
+        errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, expected, strict=True)]
+        return float(np.max(errors))  # which keeps what is no number
 
     return [error(candidate) for candidate in entrants]
+
+
+def _each(outputs: _T | tuple[_T, ...]) -> tuple[_T, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _times(

@@ -7,7 +7,9 @@ layer scale (into fc2 and the attention projection), the attention's 1/√d and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +20,20 @@ from ..kernels import gelu
 from .products import added
 
 _LAYER_NORM_EPS = 1e-5
+_T = TypeVar("_T")
+
+
+class Prepared(Generic[_T]):
+    """What `make` made of some weights; made anew when they are others."""
+
+    def __init__(self, make: Callable[..., _T]):
+        self._make = make
+        self._made: tuple[tuple[mx.array, ...], _T] | None = None
+
+    def __call__(self, *weights: mx.array) -> _T:
+        if self._made is None or any(a is not b for a, b in zip(self._made[0], weights, strict=True)):
+            self._made = weights, self._make(*weights)
+        return self._made[1]
 
 
 class DepthwiseConv(nn.Module):
@@ -31,13 +47,10 @@ class DepthwiseConv(nn.Module):
         self.weight = mx.zeros((widening * channels, kernel, kernel, 1))
         if bias:
             self.bias = mx.zeros((widening * channels,))
-        self._stride = stride
-        self._prepared: tuple[mx.array, kernels.Convolution] | None = None
+        self._convolution = Prepared(partial(kernels.depthwise, stride=stride))
 
     def unbiased(self, x: mx.array) -> mx.array:
-        if self._prepared is None or self._prepared[0] is not self.weight:
-            self._prepared = self.weight, kernels.depthwise(self.weight, self._stride)
-        return self._prepared[1](x)
+        return self._convolution(self.weight)(x)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.unbiased(x) + self.bias
@@ -77,8 +90,6 @@ class PatchEmbed(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """Takes x and the bias that is still to be added to it; returns the block's output."""
-
     def __init__(self, dim: int, ratio: int):
         super().__init__()
         self.depthwise = DepthwiseConv(dim, 7, bias=False)  # the norm's shift is in fc1.bias
@@ -86,8 +97,13 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(ratio * dim, dim)
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
+        """Takes x and the bias that is still to be added to it; returns the block's output."""
         x, sums = kernels.shifted(x, bias, self.fc2.bias)
-        rows, wide = self.depthwise.unbiased(x), self.fc1.weight.shape[0]
+        return self.widened(sums, self.depthwise.unbiased(x))
+
+    def widened(self, sums: mx.array, rows: mx.array) -> mx.array:
+        """What comes after the convolution; `sums`: what fc2 adds to, its bias in it"""
+        wide = self.fc1.weight.shape[0]
         return kernels.by_rows(
             lambda sums, rows: added(sums, self.fc2, gelu(self.fc1(rows))), wide, sums, rows
         )
@@ -98,9 +114,11 @@ class RepMixerBlock(nn.Module):
         super().__init__()
         self.mixer = DepthwiseConv(dim, 3)  # skip, norm and scale are inside its weights
         self.ffn = ConvFFN(dim, ratio)
+        self._mixing = Prepared(kernels.mixing)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.ffn(self.mixer.unbiased(x), self.mixer.bias)
+        mixing = self._mixing(self.mixer.weight, self.ffn.depthwise.weight)
+        return self.ffn.widened(*mixing(x, self.mixer.bias, self.ffn.fc2.bias))
 
 
 class Attention(nn.Module):

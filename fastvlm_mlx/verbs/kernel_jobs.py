@@ -21,7 +21,7 @@ def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = F
 
     tower, sizes, name = _tower(asked)
     dtype = DTYPES[name]
-    work = [(size, problem) for size in sizes for problem in kernels.problems(tower, size)]
+    work = [(size, problem) for size in sizes for problem in kernels.problems(tower, size, dtype)]
     found: dict[int, list[kernels.Tried]] = {size: [] for size in sizes}
     kept, complete = True, False
     try:

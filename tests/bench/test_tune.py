@@ -15,6 +15,7 @@ from fastvlm_mlx.kernels import activation, choice, measure
 from fastvlm_mlx.kernels.attention import Attention
 from fastvlm_mlx.kernels.candidates import CPU, Candidate, Problem, able, device
 from fastvlm_mlx.kernels.depthwise import Depthwise
+from fastvlm_mlx.kernels.repmixer import Mixing
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +31,12 @@ def model(directory_of: Callable[[str], Path]) -> Path:
 
 
 def test_the_towers_own_layers_are_asked_at_their_own_shapes() -> None:
-    asked = trying.problems(VisionConfig(), 1024)
-    assert len(asked) == 17
+    asked = trying.problems(VisionConfig(), 1024, mx.float32)
+    mixers = {Mixing(96, 256, 256), Mixing(192, 128, 128), Mixing(384, 64, 64)}
+    assert {problem for problem in asked if isinstance(problem, Mixing)} == (
+        set() if device() == CPU else mixers  # a CPU has no choice
+    )
+    assert len(asked) == (17 if device() == CPU else 20)
     assert {problem for problem in asked if isinstance(problem, Attention)} == {
         Attention(24, 32, 1024),
         Attention(48, 32, 256),
@@ -137,13 +142,14 @@ def test_what_makes_no_sense_gets_one_line(run: Run, words: tuple[str, ...], sai
 def test_stock_kernels_are_mlx_own(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer without any of our kernels is the same one."""
     own: list[bool] = []
+    chosen = choice.chosen
 
     def watched(problem: Problem, dtype: mx.Dtype) -> Candidate:
-        found = choice.chosen(problem, dtype)
+        found = chosen(problem, dtype)
         own.append(found is able(problem, device(), dtype)[0])
         return found
 
-    for module in (kernels, activation):
+    for module in (kernels, activation, choice):
         monkeypatch.setattr(module, "chosen", watched)
     asked = ("generate", "-m", model, "-p", "What?", "-n", "4", "--dtype", "float32", "--image-size", "64")
     picture = Path(__file__).parent.parent / "golden/images/tall.png"

@@ -1,21 +1,18 @@
 """The kernel for GPUs: its body is plain C++ as well, so a compiler for the CPU runs it thread by thread."""
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from host import compiled
 
 from fastvlm_mlx.kernels import blocks
 from fastvlm_mlx.kernels.candidates import CPU, CUDA, GPUS, METAL, device
 from fastvlm_mlx.kernels.depthwise import TABLE, Depthwise, registers
 
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 HOST = """
 #include <cstddef>
 using std::size_t;
@@ -44,8 +41,6 @@ Launch = Callable[..., tuple[np.ndarray, np.ndarray]]
 @pytest.fixture(scope="session")
 def on_host(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Run a grid of threads; the outputs, and how often each was written."""
-    if COMPILER is None:
-        pytest.skip("no C++ compiler")
     folder = tmp_path_factory.mktemp("blocks")
     counted = blocks.BODY.replace(
         "out[line * outputs + output] =", "++written[line * outputs + output], out[line * outputs + output] ="
@@ -54,25 +49,8 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
     @cache
     def library(kernel: int, stride: int, block: blocks.Block) -> ctypes.CDLL:
-        source = folder / f"{kernel}-{stride}-{block[0]}-{block[1]}.cpp"
-        source.write_text(HOST.format(kernel=kernel, stride=stride, block=block, body=counted))
-        built = Path(source).with_suffix(".so")
-        subprocess.run(
-            [
-                COMPILER,
-                "-std=c++17",
-                "-O1",
-                "-Werror",
-                "-Wno-unknown-pragmas",
-                "-shared",
-                "-fPIC",
-                source,
-                "-o",
-                built,
-            ],
-            check=True,
-        )
-        return ctypes.CDLL(str(built))
+        source = HOST.format(kernel=kernel, stride=stride, block=block, body=counted)
+        return compiled(source, folder / f"{kernel}-{stride}-{block[0]}-{block[1]}.cpp")
 
     def launch(
         problem: Depthwise, x: np.ndarray, weight: np.ndarray, block: blocks.Block, grid: tuple[int, int, int]

@@ -12,7 +12,7 @@ import pytest
 
 from fastvlm_mlx import kernels
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.kernels import activation, choice, measure
+from fastvlm_mlx.kernels import activation, choice, measure, repmixer
 from fastvlm_mlx.kernels.candidates import CPU, GPUS, Candidate
 from fastvlm_mlx.kernels.depthwise import Depthwise
 from fastvlm_mlx.models.vision import DepthwiseConv
@@ -295,6 +295,21 @@ def test_forgetting_brings_the_default_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert choice.forget()
     assert not choice.forget()
     assert choice.chosen(LAYER, mx.float32).name == "bands of 4"
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_what_a_candidate_has_measured_for_itself_is_counted_once(
+    clock: Clock, table: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(Candidate("stock", clock.taking(0.001)), Candidate("a", clock.taking(0.001)))
+    twice = (repmixer.TABLE[0], replace(repmixer.TABLE[0], name="again"))
+    monkeypatch.setattr(repmixer.Mixing, "table", property(lambda _: twice))
+    for problem in (repmixer.Mixing, Depthwise):
+        monkeypatch.setattr(problem, "grown", lambda self: self)
+    assert choice.chosen(repmixer.Mixing(4, 8, 8), mx.float32).name == "apart"
+    (marks,) = choice._known.values()
+    assert len(marks) == 3  # both convolutions chose as well
+    assert 0 < choice._spent_s == pytest.approx(clock.now)
 
 
 def test_a_layer_asks_when_it_first_runs() -> None:
