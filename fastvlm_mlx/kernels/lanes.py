@@ -63,7 +63,7 @@ def shared(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
         for number, part in enumerate(parts):
             with mx.stream(lanes[number % len(lanes)]):
                 arrays.append(part())
-            if len(parts) > len(lanes) == 1 + number % len(lanes):
+            if len(parts) > len(lanes) and (number + 1) % len(lanes) == 0:
                 # One for each core, operation by operation in turn, while what it works on is in its cache.
                 mx.async_eval(arrays[-len(lanes) :])
     return arrays
