@@ -64,6 +64,12 @@ SECTIONS = {
         "process, medians.",
         ("torch", "timm"),
     ),
+    "growth": Section(
+        "Growth with the picture",
+        "python benchmarks/growth.py",
+        "The tower alone, full size, float32, random weights: what a megapixel takes, attention apart, the "
+        "sizes in turn, medians.",
+    ),
     "cold": Section(
         "Cold start",
         "python benchmarks/cold_start.py",
