@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NewType
@@ -18,7 +19,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from . import lora, sharding, tensorfile
+from . import ahead, lora, sharding, tensorfile
 from .atomic import new_directory
 from .config import ModelConfig, Quantization, from_json, is_canonical, read_json
 from .errors import CheckpointError
@@ -37,11 +38,15 @@ DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 class Loaded:
     model: FastVLM
     config: ModelConfig
-    tokenizer: Tokenizer
+    words: Tokenizer | Future[Tokenizer]  # on their way where the language model is left to be read
     layout: str
     dtype: mx.Dtype
     quantization: Mapping[str, Quantization]  # as stored; `config` has it as computed
     low_memory: bool = False  # the language model is still to be read
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.words.result() if isinstance(self.words, Future) else self.words
 
 
 def load(
@@ -62,8 +67,9 @@ def load(
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
     raw = read_json(directory / CONFIG)
-    tokenizer = None if is_canonical(raw) else Tokenizer.load(directory)
-    layout, config, weights = _unread(directory, raw, tokenizer)
+    needed = None if is_canonical(raw) else Tokenizer.load(directory)  # to translate
+    coming = ahead.soon(Tokenizer.load, directory) if lazy and needed is None else None
+    layout, config, weights = _unread(directory, raw, needed)
     stored = config.quantization
     on_cpu = mx.default_device() != mx.Device(mx.gpu)
     computed = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
@@ -85,7 +91,7 @@ def load(
         sums = {f"{path}.weight": unpacked(config, weights, path) + adapter.delta(path) for path in dense}
         weights = FusedWeights({**weights, **sums})
     as_stored = (
-        tokenizer is None
+        needed is None
         and (adapter, group, config.quantization) == (None, None, stored)
         and all(array.dtype in (computed, mx.uint32) for array in weights.values())
     )
@@ -103,7 +109,7 @@ def load(
     ]
     if as_stored:  # nothing is made from something else, so all may be read at once
         mx.async_eval(wanted)
-    tokenizer = tokenizer or Tokenizer.load(directory)
+    tokenizer = needed or coming or Tokenizer.load(directory)
     for array in wanted:
         mx.eval(array)
         if low_memory or group is not None:

@@ -44,21 +44,24 @@ def stream(
     prefix: Prefix | None = None,
     features: Features | None = None,
     guesser: Guesser | None = None,
+    seen: Seen | None = None,
     low_memory: bool = False,
 ) -> Iterator[Event]:
     """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end.
 
     What `prefix` and the prompt begin with in common is not read again; afterwards `prefix` knows the prompt
     and the answer as far as it came. Pictures that `features` knows are not encoded again. What a `guesser`
-    proposes is checked several tokens at a time, if the answer is greedy. With `low_memory` pictures are
-    encoded one by one, and then the tower is let go.
+    proposes is checked several tokens at a time, if the answer is greedy. `seen` are the prompt's pictures if
+    they were encoded before. With `low_memory` they are encoded one by one, and then the tower is let go.
     """
     refuse_beyond(context, [prompt])
-    mx.reset_peak_memory()
+    if seen is None:
+        mx.reset_peak_memory()
     room = room_for(prompt, context, max_tokens)
     reused, rest = (0, prompt) if prefix is None else prefix.resume(prompt)
     caches = model.language.new_caches() if prefix is None else prefix.caches
-    seen = see([rest], model, features, one_by_one=low_memory, reading=not low_memory)
+    if seen is None:
+        seen = see([rest], model, features, one_by_one=low_memory, reading=not low_memory)
     if low_memory:
         seen = replace(seen, read_s=leave_tower(model))
     batch = Batch(model, tokenizer, stop_ids)

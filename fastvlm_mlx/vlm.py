@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from . import checkpoint, generate, hub, image, lora, neural_engine
 from .checkpoint import Loaded
 from .config import GROUP_SIZES, IMAGE_MARK, STRIDE, ImageConfig, ModelConfig, Quantization
-from .decoding import Event, Guesser
+from .decoding import Event, Guesser, Seen, see
 from .errors import ConfigError, ImageError, PromptError
 from .generate import Answer
 from .guessing import Both, Draft, Repetitions
@@ -97,11 +98,17 @@ class VLM:
     def __init__(self, loaded: Loaded):
         self.model: FastVLM = loaded.model
         self.config: ModelConfig = loaded.config
-        self.tokenizer: Tokenizer = loaded.tokenizer
+        self._loaded = loaded
+        self._waiting = isinstance(loaded.words, Future)  # for the tokenizer
+        self._seen: Seen | None = None  # of a prompt whose answer has not begun
         self.layout: str = loaded.layout
         self.dtype: mx.Dtype = loaded.dtype
         self.quantization: Mapping[str, Quantization] = loaded.quantization
         self.low_memory: bool = loaded.low_memory
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._loaded.tokenizer
 
     def vision(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, H/64, W/64, features)"""
@@ -154,9 +161,18 @@ class VLM:
                 )
                 marks.append(IMAGE_MARK * len(parts))
                 pictures += parts
-        prompt = assemble(placed(rendered, marks), pictures, self.tokenizer.encode)
+        text = placed(rendered, marks)
+        self._begin(tuple(pictures))
+        prompt = assemble(text, pictures, self.tokenizer.encode)
         self._check_room(prompt, clips)
         return prompt
+
+    def _begin(self, pictures: Prompt) -> None:
+        """While the tokenizer is on its way: what the answer needs first, and the language model with it."""
+        waiting, self._waiting = self._waiting and not self.low_memory, False
+        if waiting and 0 < positions(pictures) <= self.config.text.context:
+            mx.reset_peak_memory()
+            self._seen = see([pictures], self.model, reading=True)
 
     def _check_room(self, prompt: Prompt, clips: Sequence[Clip]) -> None:
         """Of prompts with videos: say how many frames the context has room for."""
@@ -266,6 +282,9 @@ class VLM:
         prompt and the answer have said before, `repetitions`.
         """
         asked = self.prompt(prompt) if isinstance(prompt, str) else prompt
+        seen, self._seen = self._seen, None
+        if seen is not None and seen.features.keys() != {part for part in asked if isinstance(part, Picture)}:
+            seen = None
         return generate.stream(
             self.model,
             self.tokenizer,
@@ -275,6 +294,7 @@ class VLM:
             context=self.config.text.context,
             max_tokens=max_tokens,
             sampling=Sampling(**sampling),
+            seen=seen,
             low_memory=self.low_memory,
         )
 

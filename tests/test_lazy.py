@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from mlx.utils import tree_flatten
 from pictures import TALL
 
 import fastvlm_mlx
-from fastvlm_mlx import VLM, checkpoint, decoding
+from fastvlm_mlx import VLM, checkpoint, decoding, hub
 from fastvlm_mlx.checkpoint import Loaded
+from fastvlm_mlx.tokenizer import Tokenizer
 
 VlmOf = Callable[[str], VLM]
 
@@ -65,3 +68,40 @@ def test_the_command_loads_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     done = run("generate", TALL, "-m", MODEL, "--max-tokens", 2, "--json")
     assert asked == [True]
     assert json.loads(done.out)["read_s"] >= 0
+
+
+def test_a_picture_is_begun_before_the_tokenizer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, begun, read = decoding.begun, threading.Event(), Tokenizer.load
+
+    def noted(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+        begun.set()
+        return begin(layer, x)
+
+    def slow(directory: Path) -> Tokenizer:
+        assert begun.wait(20), "the tokenizer is waited for first"
+        return read(directory)
+
+    monkeypatch.setattr(decoding, "begun", noted)
+    monkeypatch.setattr(checkpoint.Tokenizer, "load", slow)
+    vlm = fastvlm_mlx.load("tiny", lazy=True)
+    answer = vlm.generate(vlm.prompt("What is this?", [TALL]), max_tokens=2)
+    assert answer.vision_s > 0
+
+
+@pytest.mark.parametrize("other", [[], [TALL]], ids=["none", "another"])
+def test_what_was_seen_for_one_prompt_is_not_taken_for_another(other: list[Path]) -> None:
+    lazy, whole = fastvlm_mlx.load("tiny", lazy=True), fastvlm_mlx.load("tiny")
+    lazy.prompt("What is this?", [TALL])
+    found = lazy.generate(lazy.prompt("And this?", other), max_tokens=8)
+    assert found.ids == whole.generate(whole.prompt("And this?", other), max_tokens=8).ids
+    assert (found.vision_s > 0) == bool(other)
+
+
+@pytest.mark.parametrize("pictures", [[], [TALL]], ids=len)
+def test_a_broken_tokenizer_is_said_all_the_same(pictures: list[Path], run: Run, tmp_path: Path) -> None:
+    model = shutil.copytree(hub.BUILT_IN["tiny"], tmp_path / "model")
+    (model / "tokenizer.json").write_text("{")
+    told = run("generate", *pictures, "-m", model, "-p", "What?")
+    assert told.code == 1
+    assert "tokenizer.json" in told.err
+    assert len(told.err.splitlines()) == 1
