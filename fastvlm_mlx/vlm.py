@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -106,7 +107,7 @@ class VLM:
         self.quantization: Mapping[str, Quantization] = loaded.quantization
         self.low_memory: bool = loaded.low_memory
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         return self._loaded.tokenizer
 
