@@ -38,9 +38,10 @@ def tune(
 ) -> None:
     """Find out which way of computing the vision tower is the fastest on this machine, and keep to it.
 
-    For each operation (depthwise convolutions, attention, GELU) there are several ways. Each is checked
-    against the plain definition first, and dropped if it is wrong or does not run here; those that are right
-    are timed in turns, at the model's own shapes. The choice is kept for this chip, version of MLX and type.
+    For each operation (depthwise convolutions, two in a row, attention, GELU) there are several ways. Each
+    is checked against the plain definition first, and dropped if it is wrong or does not run here; those that
+    are right are timed in turns, at the model's own shapes. The choice is kept for this chip, version of MLX
+    and type.
 
     On a GPU the first answer does this by itself, in about a second and more coarsely. On a CPU only this
     command does. FASTVLM_MLX_KERNELS=stock, or --kernels stock where it is offered, leaves all of it alone
