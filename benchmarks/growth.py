@@ -38,20 +38,21 @@ def main() -> None:
     for number in range(asked.rounds + 1):
         for size, taken in times.items():
             whole = timed(tower, (1, size, size, 3))
-            seen = 0.0
+            attended = 0.0
             for index, layer in attending.items():
                 side = size // 2 ** (index + 2)
                 shape = (1, side, side, config.dims[index])
-                seen += config.layers[index] * timed(partial(attend, layer), shape)
+                attended += config.layers[index] * timed(partial(attend, layer), shape)
             if number:  # the first prepares kernels
-                taken.append((whole, seen))
+                taken.append((whole, attended))
     print(f"{this_machine().words}\n")
     print(f"| {' | '.join(HEADS)} |\n|---|{'--:|' * (len(HEADS) - 1)}")
     first = None
     for size, taken in times.items():
-        whole, seen = (statistics.median(column) / size**2 * 1e6 for column in zip(*taken, strict=True))
-        first = first or whole - seen
-        told = [f"{value:.2f}" for value in (whole, seen, whole - seen, (whole - seen) / first)]
+        whole, attended = (statistics.median(column) / size**2 * 1e6 for column in zip(*taken, strict=True))
+        rest = whole - attended
+        first = first or rest
+        told = [f"{value:.2f}" for value in (whole, attended, rest, rest / first)]
         print(f"| {size} px | {whole * size**2 / 1e6:.3f} | {' | '.join(told)}× |")
 
 

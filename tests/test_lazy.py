@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 from command import MODEL, Run
 from mlx.utils import tree_flatten
-from pictures import TALL
+from pictures import TALL, WIDE
 
 import fastvlm_mlx
 from fastvlm_mlx import VLM, checkpoint, decoding, hub
@@ -88,13 +88,32 @@ def test_a_picture_is_begun_before_the_tokenizer_is_there(monkeypatch: pytest.Mo
     assert answer.vision_s > 0
 
 
-@pytest.mark.parametrize("other", [[], [TALL]], ids=["none", "another"])
-def test_what_was_seen_for_one_prompt_is_not_taken_for_another(other: list[Path]) -> None:
-    lazy, whole = fastvlm_mlx.load("tiny", lazy=True), fastvlm_mlx.load("tiny")
-    lazy.prompt("What is this?", [TALL])
-    found = lazy.generate(lazy.prompt("And this?", other), max_tokens=8)
-    assert found.ids == whole.generate(whole.prompt("And this?", other), max_tokens=8).ids
-    assert (found.vision_s > 0) == bool(other)
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[mx.array]:
+    """Every batch of pixels that the tower is shown from now on."""
+    begin, shown = decoding.begun, list[mx.array]()
+
+    def noted(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+        shown.append(x)
+        return begin(layer, x)
+
+    monkeypatch.setattr(decoding, "begun", noted)
+    return shown
+
+
+def test_what_was_begun_early_is_not_done_again(encoded: list[mx.array]) -> None:
+    vlm = fastvlm_mlx.load("tiny", lazy=True)
+    prompt = vlm.prompt("What is this?", [TALL])
+    assert len(encoded) == 1
+    vlm.generate(prompt, max_tokens=2)
+    assert len(encoded) == 1
+
+
+def test_what_was_seen_for_one_prompt_is_not_taken_for_another(encoded: list[mx.array]) -> None:
+    vlm = fastvlm_mlx.load("tiny", lazy=True)
+    vlm.prompt("What is this?", [TALL])
+    vlm.generate(vlm.prompt("And this?", [WIDE]), max_tokens=2)
+    assert len(encoded) == 2
 
 
 @pytest.mark.parametrize("pictures", [[], [TALL]], ids=len)

@@ -9,13 +9,11 @@ from . import lanes
 from .activation import gelu, shifted, swiglu
 from .attention import Attention
 from .choice import chosen
-from .depthwise import Convolution, depthwise, stock, toeplitz
+from .depthwise import depthwise, stock, toeplitz
 from .lanes import begun
-from .repmixer import Mixer, mixing
+from .repmixer import mixing
 
 __all__ = [
-    "Convolution",
-    "Mixer",
     "attend",
     "begun",
     "by_rows",

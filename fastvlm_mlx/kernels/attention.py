@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import lanes
-from .candidates import CPU, GPUS, METAL, Candidate, Step, noise, with_gradient_of
+from .candidates import CPU, GPUS, METAL, Candidate, Step, enlargement, noise, with_gradient_of
 
 _FUSED = (
     64  # the narrowest head that Metal's fused attention takes; below, MLX multiplies, and multiplies again
 )
 _RUN = 2**18  # scores that a core's own cache holds
 _WORTH_IT = 2**14  # scores, of which a CPU's one slow operation costs more than many quick ones
-_ENOUGH = 2**20  # scores that keep a GPU busy for longer than starting it takes
 
 
 def stock(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -94,10 +93,7 @@ class Attention:
         return replace(self, tokens=33)  # a GPU's groups are of 32
 
     def grown(self) -> Attention:
-        tokens = self.tokens
-        while self.heads * tokens**2 < _ENOUGH:
-            tokens *= 2
-        return replace(self, tokens=tokens)
+        return replace(self, tokens=enlargement(self.heads * self.tokens**2) * self.tokens)
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:
         shape = (1, self.heads, self.tokens, self.head_dim)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import blocks, lanes
-from .candidates import CPU, GPUS, Candidate, Step, device, noise, with_gradient_of
+from .candidates import CPU, GPUS, Candidate, Step, device, enlargement, noise, with_gradient_of
 from .choice import decided
 
 Convolution = Callable[[mx.array], mx.array]
@@ -24,7 +24,6 @@ _TILE = (4, 4)  # output pixels computed by one row of the matrix product
 _LINE = 16  # channels that lie together in a cache
 _CACHED = 2**19  # outputs that are computed at a time
 _FEW = 384  # channels, up to which maps are large, and copying windows costs more than larger matrices
-_ENOUGH = 2**20  # values that keep a GPU busy for longer than starting it takes
 
 
 def stock(weight: mx.array, stride: int) -> Convolution:
@@ -296,9 +295,7 @@ class Depthwise:
         return replace(self, rows=4 * self.stride + 1, columns=8 * self.stride + 1)
 
     def grown(self) -> Depthwise:
-        times = 1
-        while times * times * self.rows * self.columns * self.channels < _ENOUGH:
-            times *= 2
+        times = enlargement(self.rows * self.columns * self.channels)
         return replace(self, rows=times * self.rows, columns=times * self.columns)
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import blocks
 from .activation import shifted
-from .candidates import CUDA, GPUS, METAL, Candidate, Step, device, noise, with_gradient_of
+from .candidates import CUDA, GPUS, METAL, Candidate, Step, device, enlargement, noise, with_gradient_of
 from .choice import decided
 from .depthwise import Depthwise, depthwise, stock
 
@@ -29,7 +29,6 @@ Mixer = Callable[[mx.array, mx.array, mx.array], Pair]  # x, the 3×3's bias, fc
 Tile = tuple[int, int]  # rows and columns that a group of threads computes
 
 _LANES, _LINES = 32, 8  # threads of a group: channels, and lines of a tile that they share
-_ENOUGH = 2**20  # values that keep a GPU busy for longer than starting it takes
 
 # x: (B, H, W, C), small: (9, C), bias: (C,), large: (49, C), shift: (C,). The tile with its margin of three
 # is `mid`. Beyond the map it is 0, as the 7×7 pads what it reads.
@@ -225,9 +224,7 @@ class Mixing:
         return replace(self, rows=17, columns=9)  # whole tiles and parts of them
 
     def grown(self) -> Mixing:
-        times = 1
-        while times * times * self.rows * self.columns * self.channels < _ENOUGH:
-            times *= 2
+        times = enlargement(self.rows * self.columns * self.channels)
         return replace(self, rows=times * self.rows, columns=times * self.columns)
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:

@@ -7,10 +7,10 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 import pytest
-from host import compiled
+from host import compiled, handed
 
 from fastvlm_mlx.kernels import blocks
-from fastvlm_mlx.kernels.candidates import CPU, CUDA, GPUS, METAL, device
+from fastvlm_mlx.kernels.candidates import CPU, CUDA, GPUS, device
 from fastvlm_mlx.kernels.depthwise import TABLE, Depthwise, registers
 
 HOST = """
@@ -165,16 +165,7 @@ def test_on_the_gpu_its_gradient_is_mlx_own() -> None:
 
 @pytest.mark.parametrize("where", GPUS)
 def test_each_backend_is_handed_the_whole_kernel(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, object] = {}
-
-    def made(**how: object) -> Callable[..., list[mx.array]]:
-        def called(**given: object) -> list[mx.array]:
-            seen.update(how | given)
-            return [mx.zeros((2, 5, 7, 6))]
-
-        return called
-
-    monkeypatch.setattr(mx.fast, "metal_kernel" if where == METAL else "cuda_kernel", made)
+    seen = handed(where, [mx.zeros((2, 5, 7, 6))], monkeypatch)
     blocks._kernel.cache_clear()
     x = mx.zeros((2, 9, 13, 3), mx.float16)
     blocks.convolve(x, mx.zeros((49, 6), mx.float16), 7, 2, (4, 4), where)

@@ -2,12 +2,12 @@
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from host import compiled
+from host import compiled, handed
 
 from fastvlm_mlx import kernels
 from fastvlm_mlx.kernels import blocks, repmixer
@@ -148,18 +148,28 @@ def test_a_block_sees_weights_that_came_later() -> None:
     assert not mx.allclose(once, block(x))
 
 
+def test_the_gradient_is_that_of_both_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever computed them."""
+    given = [mx.array(one) for one in arrays((1, 9, 13, 6))]
+    cotangents = [mx.random.normal((1, 9, 13, 6), key=mx.random.key(n)) for n in range(2)]
+    monkeypatch.setattr(repmixer, "convolve", lambda x, *_: (mx.zeros_like(x), mx.ones_like(x)))
+
+    def both(make: Callable[..., repmixer.Mixer], *inputs: mx.array) -> repmixer.Pair:
+        x, small, bias, large, shift = inputs
+        return make(small, large)(x, bias, shift)
+
+    found, wanted = (
+        mx.vjp(partial(both, make), given, cotangents)
+        for make in (partial(repmixer.together, tile=(8, 8)), repmixer.apart)
+    )
+    assert mx.array_equal(found[0][1], mx.ones_like(given[0]))
+    for mine, plain in zip(found[1], wanted[1], strict=True):
+        assert mx.allclose(mine, plain, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("where", GPUS)
 def test_each_backend_is_handed_the_whole_kernel(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, object] = {}
-
-    def made(**how: object) -> Callable[..., list[mx.array]]:
-        def called(**given: object) -> list[mx.array]:
-            seen.update(how | given)
-            return [mx.zeros((2, 9, 13, 3))] * 2
-
-        return called
-
-    monkeypatch.setattr(mx.fast, "metal_kernel" if where == METAL else "cuda_kernel", made)
+    seen = handed(where, [mx.zeros((2, 9, 13, 3))] * 2, monkeypatch)
     repmixer._kernel.cache_clear()
     x, bias = mx.zeros((2, 9, 13, 3), mx.float16), mx.zeros((3,), mx.float16)
     repmixer.convolve(x, (mx.zeros((9, 3)), bias), (mx.zeros((49, 3)), bias), (8, 8), where)
