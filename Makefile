@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 GOLDEN := tests/golden
 PICTURES := examples/pictures
 DEMO := .demo
-TREE := .mypy_cache/tree
 JOBS ?= 2
 
 .PHONY: help demo test test-slow lint types bench clean
@@ -51,11 +50,8 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# `convert/` is installed as fastvlm_mlx.convert: mypy sees it there through links.
 types: $(VENV)/tested
-	rm -rf $(TREE) && mkdir -p $(TREE)/fastvlm_mlx
-	ln -s $(CURDIR)/fastvlm_mlx/* $(CURDIR)/convert $(TREE)/fastvlm_mlx/
-	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fastvlm_mlx
+	$(BIN)/mypy fastvlm_mlx
 
 bench: $(VENV)/tested
 	$(BIN)/python benchmarks/precision.py

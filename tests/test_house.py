@@ -2,8 +2,6 @@
 
 import ast
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,12 +81,6 @@ def test_everything_public_exists_and_nothing_else_is_promised() -> None:
         assert getattr(fastvlm_mlx, name) is getattr(home, name)
     with pytest.raises(AttributeError, match="nonsense"):
         fastvlm_mlx.nonsense  # noqa: B018
-
-
-def test_the_converter_does_not_squat_a_common_name() -> None:
-    done = subprocess.run([sys.executable, "-c", "import convert"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode
-    assert "fastvlm_mlx.convert" in done.stderr.splitlines()[-1]
 
 
 def test_evaluation_happens_only_where_it_is_expected() -> None:
