@@ -14,15 +14,6 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def soon(function: Callable[[A], B], item: A) -> Future[B]:
-    """What the function gives, worked out meanwhile."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        return pool.submit(function, item)
-    finally:
-        pool.shutdown(wait=False)
-
-
 def mapped(function: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
     """`map`, with `count` results on their way before they are asked for."""
     coming: deque[Future[B]] = deque()

@@ -9,17 +9,16 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NewType
+from typing import NewType
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from . import ahead, lora, sharding, tensorfile
+from . import lora, sharding, tensorfile
 from .atomic import new_directory
 from .config import ModelConfig, Quantization, from_json, is_canonical, read_json
 from .errors import CheckpointError
@@ -38,15 +37,11 @@ DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 class Loaded:
     model: FastVLM
     config: ModelConfig
-    words: Tokenizer | Future[Tokenizer]  # on their way where the language model is left to be read
+    tokenizer: Tokenizer
     layout: str
     dtype: mx.Dtype
     quantization: Mapping[str, Quantization]  # as stored; `config` has it as computed
-    low_memory: bool = False  # the language model is still to be read
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.words.result() if isinstance(self.words, Future) else self.words
+    low_memory: bool = False  # the language model is still on disk
 
 
 def load(
@@ -55,26 +50,18 @@ def load(
     adapter: lora.Adapter | None = None,
     group: mx.distributed.Group | None = None,
     *,
-    lazy: bool = False,
     low_memory: bool = False,
 ) -> Loaded:
-    """Read any known layout. `dtype` None computes in the stored type, on the CPU in float32.
+    """Load any known layout. `dtype` None computes in the stored type, on the CPU in float32.
 
-    An adapter is added to matrices that are computed dense, where it costs nothing more; beside packed ones
-    it stays apart. Of a `group` of processes each keeps its part of the language model alone. `lazy` leaves
-    the language model to be read by who needs it, `low_memory` until the tower has gone.
-    """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
-    raw = read_json(directory / CONFIG)
-    needed = None if is_canonical(raw) else Tokenizer.load(directory)  # to translate
-    coming = ahead.soon(Tokenizer.load, directory) if lazy and needed is None else None
-    layout, config, weights = _unread(directory, raw, needed)
-    stored = config.quantization
+    An adapter is added to dense matrices, where it costs nothing; beside packed ones it stays apart. Each
+    process of a `group` keeps its part of the language model alone. `low_memory` leaves the language model on
+    disk until the tower has been freed."""
+    layout, stored, weights, tokenizer = read(directory)
     on_cpu = mx.default_device() != mx.Device(mx.gpu)
-    computed = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
-    if on_cpu and config.quantization:  # quantized products are far slower than dense ones there
-        config, weights = dequantized(config, weights)
+    dtype = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
+    # Packed matrices are far slower than dense ones on a CPU.
+    config, weights = dequantized(stored, weights) if on_cpu else (stored, weights)
     if group is not None:
         sharding.check(config, group.size(), directory)
     model = FastVLM(config)
@@ -82,56 +69,61 @@ def load(
     if adapter is not None:
         lora.check(adapter, model)
         apart = [path for path in adapter.paths if path in config.quantization]
-        dense = [path for path in adapter.paths if path not in config.quantization]
         if apart and group is not None:
             raise CheckpointError(
                 f"{directory}: an adapter beside packed matrices cannot be divided between processes; "
                 "train with `fuse = true` and give the model that it writes"
             )
+        dense = [path for path in adapter.paths if path not in config.quantization]
         sums = {f"{path}.weight": unpacked(config, weights, path) + adapter.delta(path) for path in dense}
         weights = FusedWeights({**weights, **sums})
-    as_stored = (
-        needed is None
-        and (adapter, group, config.quantization) == (None, None, stored)
-        and all(array.dtype in (computed, mx.uint32) for array in weights.values())
-    )
-    weights = cast(weights, computed)
-    model.load_weights(list(weights.items()))
+    untouched = tokenizer is None and (adapter, group, config) == (None, None, stored)
+    as_stored = untouched and all(array.dtype in (dtype, mx.uint32) for array in weights.values())
+    model.load_weights(list(cast(weights, dtype).items()))
     if adapter is not None and apart:
         lora.apply(model, adapter, apart)
     if group is not None:
         model.shard(group)
-    del weights  # or what was cut off would stay
-    wanted = [
-        array
-        for name, array in parameters(model).items()
-        if not ((lazy or low_memory) and name.startswith("language."))
-    ]
-    if as_stored:  # nothing is made from something else, so all may be read at once
-        mx.async_eval(wanted)
-    tokenizer = needed or coming or Tokenizer.load(directory)
-    for array in wanted:
-        mx.eval(array)
-        if low_memory or group is not None:
-            mx.clear_cache()  # of what it was made from, such as the whole matrix of a part
-    room = mx.device_info().get("max_recommended_working_set_size")  # Apple GPUs alone report one
-    if room:
-        mx.set_wired_limit(int(room))  # keeps the weights of large models from being paged out
-    return Loaded(model, config, tokenizer, layout, computed, stored, low_memory)
+    del weights  # what is made from them must not outlive it
+    materialize(model, as_stored=as_stored, low_memory=low_memory, sharded=group is not None)
+    tokenizer = tokenizer or Tokenizer.load(directory)
+    return Loaded(model, config, tokenizer, layout, dtype, stored.quantization, low_memory)
 
 
-def _unread(
-    directory: Path, raw: Mapping[str, Any], tokenizer: Tokenizer | None
-) -> tuple[str, ModelConfig, FusedWeights]:
-    """Layout, configuration and lazy weights. Nobody else holds these, so each can go once it was used."""
+def read(directory: Path) -> tuple[str, ModelConfig, FusedWeights, Tokenizer | None]:
+    """Layout, configuration and lazy weights, names and shapes checked; the tokenizer where translating took
+    one.
+
+    The caller holds the only reference to the weights, so that each can be freed once it was used.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: not a directory; give a model directory or a hub id")
+    raw = read_json(directory / CONFIG)
     if is_canonical(raw):
         config, weights = from_json(raw, directory / CONFIG), FusedWeights(lazy_weights(directory))
         check(config, weights, directory)
-        return "fastvlm-mlx", config, weights
+        return "fastvlm-mlx", config, weights, None
     from .convert.translate import translate
 
+    tokenizer = Tokenizer.load(directory)
     translated = translate(directory, tokenizer)
-    return translated.layout, translated.config, translated.weights
+    return translated.layout, translated.config, translated.weights, tokenizer
+
+
+def materialize(model: FastVLM, *, as_stored: bool, low_memory: bool, sharded: bool) -> None:
+    """Read the weights: all at once where they are computed as they are stored, else one by one, so that no
+    tensor stands in memory beside what it is made from for longer than that takes."""
+    arrays = [
+        array
+        for name, array in parameters(model).items()
+        if not (low_memory and name.startswith("language."))
+    ]
+    if as_stored:
+        mx.async_eval(arrays)
+    for array in arrays:
+        mx.eval(array)
+        if low_memory or sharded:
+            mx.clear_cache()  # of whole matrices that a part was cut from
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -40,7 +40,7 @@ class Prefilled:
     text_tokens: int
     projector_s: float = 0.0  # of vision_s
     reused_tokens: int = 0  # known from before, beside those two
-    read_s: float = 0.0  # before, for weights that `load` left to be read
+    read_s: float = 0.0  # before, with low_memory: loading the language model
 
     @property
     def tokens(self) -> int:
@@ -271,7 +271,7 @@ class Seen:
     features: Mapping[Picture, mx.array]  # (tokens, d) each
     vision_s: float
     projector_s: float  # of it
-    read_s: float  # beside it
+    read_s: float = 0.0  # beside it
 
 
 def see(
@@ -279,12 +279,10 @@ def see(
     model: FastVLM,
     known: Features | None = None,
     one_by_one: bool = False,
-    reading: bool = False,
 ) -> Seen:
     """Every picture of them once; those of one size in batches, unless `one_by_one`, which takes less memory.
 
-    With `known`, every content once. `reading` is for a language model that may still have to be read: it is,
-    while the first of them are encoded.
+    With `known`, every content once.
     """
     began = time.perf_counter()
     shown = [part for prompt in prompts for part in prompt if isinstance(part, Picture)]
@@ -298,15 +296,13 @@ def see(
             features[picture] = before
         else:
             of_size.setdefault(picture.pixels.shape, []).append(picture)
-    projector_s = read_s = 0.0
+    projector_s = 0.0
     for (_, height, width, _), pictures in of_size.items():
         count = 1 if one_by_one else max(1, PIXELS_AT_ONCE // (height * width))
         for start in range(0, len(pictures), count):
             batch = pictures[start : start + count]
             pixels = mx.concatenate([picture.pixels for picture in batch])
             found = begun(model.vision, pixels)
-            if reading:
-                read_s, reading = _read(model), False
             mx.eval(found)  # apart from the projector: each has its time
             since = time.perf_counter()
             encoded = model.projector(found.flatten(1, 2))
@@ -317,18 +313,7 @@ def see(
                 known.put(batch, encoded)
     if known is not None:
         features |= {picture: features[first[picture.key]] for picture in shown}
-    if reading:
-        read_s = _read(model)
-    return Seen(features, time.perf_counter() - began - read_s, projector_s, read_s)
-
-
-def _read(model: FastVLM) -> float:
-    """Seconds that it took to read the language model, next to none where that was done before. By layers:
-    all at once might hold what a model in another type is made from, too."""
-    began = time.perf_counter()
-    for part in (*model.language.layers, model.language):
-        mx.eval(part.parameters())
-    return time.perf_counter() - began
+    return Seen(features, time.perf_counter() - began, projector_s)
 
 
 def leave_tower(model: FastVLM) -> float:

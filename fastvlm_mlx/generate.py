@@ -44,35 +44,37 @@ def stream(
     prefix: Prefix | None = None,
     features: Features | None = None,
     guesser: Guesser | None = None,
-    seen: Seen | None = None,
     low_memory: bool = False,
 ) -> Iterator[Event]:
     """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end.
 
     What `prefix` and the prompt begin with in common is not read again; afterwards `prefix` knows the prompt
     and the answer as far as it came. Pictures that `features` knows are not encoded again. What a `guesser`
-    proposes is checked several tokens at a time, if the answer is greedy. `seen` are the prompt's pictures if
-    they were encoded before. With `low_memory` they are encoded one by one, and then the tower is let go.
+    proposes is checked several tokens at a time, if the answer is greedy. With `low_memory` the pictures are
+    encoded one by one, and then the tower is freed.
     """
     refuse_beyond(context, [prompt])
-    if seen is None:
-        mx.reset_peak_memory()
+    mx.reset_peak_memory()
     room = room_for(prompt, context, max_tokens)
     reused, rest = (0, prompt) if prefix is None else prefix.resume(prompt)
     caches = model.language.new_caches() if prefix is None else prefix.caches
-    if seen is None:
-        seen = see([rest], model, features, one_by_one=low_memory, reading=not low_memory)
-    if low_memory:
-        seen = replace(seen, read_s=leave_tower(model))
-    batch = Batch(model, tokenizer, stop_ids)
-    row = _row(tokenizer, sampling, room)
-    row.guesser = guesser
-    prefill_s = _begin(batch, [row], [rest], seen, caches)
-    yield prefilled(rest, seen, prefill_s, reused)
-    for _, event in _decoded(batch, [row]):
-        if prefix is not None and isinstance(event, Token):
-            prefix.said(event.id)
-        yield event
+    try:
+        seen = see([rest], model, features, one_by_one=low_memory)
+        if low_memory:
+            seen = replace(seen, read_s=leave_tower(model))
+        batch = Batch(model, tokenizer, stop_ids)
+        row = _row(tokenizer, sampling, room)
+        row.guesser = guesser
+        prefill_s = _begin(batch, [row], [rest], seen, caches)
+        yield prefilled(rest, seen, prefill_s, reused)
+        for _, event in _decoded(batch, [row]):
+            if prefix is not None and isinstance(event, Token):
+                prefix.said(event.id)
+            yield event
+    except Exception:
+        if prefix is not None:
+            prefix.forget()  # its caches may hold what could not be computed
+        raise
 
 
 def answers(
@@ -188,7 +190,7 @@ class Answer:
     reused_tokens: int = 0
     guessed: int = 0  # tokens that were proposed, and how many of them were right
     right: int = 0
-    read_s: float = 0.0  # before, for weights that were left to be read
+    read_s: float = 0.0  # before, with low_memory: loading the language model
 
     @property
     def tokens_per_s(self) -> float:

@@ -32,7 +32,7 @@ class Features:
     """What one model's tower and projector made of pictures, by their content, (tokens, d) each.
 
     Holds at most `budget_bytes`; what was used longest ago goes first. Any number of sessions of that model
-    may share one, in one thread.
+    may share one.
     """
 
     def __init__(self, budget_bytes: int = FEATURE_BYTES) -> None:
@@ -63,11 +63,11 @@ class Features:
 
     def put(self, pictures: Sequence[Picture], encoded: mx.array) -> None:
         """A batch of pictures and what became of them, (B, tokens, d)."""
-        for number, picture in enumerate(pictures):
-            alone = (
-                encoded[number] if len(pictures) == 1 else encoded[number] + 0
-            )  # not a part of the batch's
-            self._held[picture.key] = alone
+        # Copies where there are several: a slice would keep the whole batch.
+        rows = [encoded[0]] if len(pictures) == 1 else [row + 0 for row in encoded]
+        mx.eval(rows)
+        for picture, row in zip(pictures, rows, strict=True):
+            self._held[picture.key] = row
             self._held.move_to_end(picture.key)
         while self._held and self.nbytes > self.budget_bytes:
             self._held.popitem(last=False)
@@ -117,10 +117,16 @@ class Prefix:
         """A token of the answer, which the next step reads."""
         self._rows.append(token)
 
+    def forget(self) -> None:
+        self.caches = [KVCache(cache.how) for cache in self.caches]
+        self._rows = []
+
     def fork(self, positions: int) -> Prefix:
         """Another that knows at most so many of the first positions; the two go on apart."""
         known = min(len(self), positions)
-        return Prefix([cache.fork(known) for cache in self.caches], self._rows[:known])
+        caches = [cache.fork(known) for cache in self.caches]
+        mx.eval([array for cache in caches for array in cache.arrays])
+        return Prefix(caches, self._rows[:known])
 
 
 class Prefixes:

@@ -30,6 +30,9 @@ class Text:
 class Picture:
     pixels: mx.array  # (1, H, W, 3) in [0, 1], sides multiples of 64
 
+    def __post_init__(self) -> None:
+        mx.eval(self.pixels)  # a prompt may be answered in another thread than the one that made it
+
     @cached_property
     def key(self) -> bytes:
         """The same for the same pixels, so for one content prepared in one way."""

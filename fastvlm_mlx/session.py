@@ -44,7 +44,7 @@ class Turn:
 
 
 class Session:
-    """One conversation with a model. Sessions of one model may share `features`; all run in one thread.
+    """One conversation with a model. Sessions of one model may share `features`.
 
     Where the context is full the oldest turns go first, but the system prompt and the turn that brought the
     newest picture stay. `context` makes it shorter than the model's.
@@ -135,6 +135,7 @@ class Session:
             prefix=self._prefix,
             features=self.features,
         )
+        events = self.vlm.turns.each(events)
         ids: list[int] = []
         last: Finished | None = None
         self._answering = True
@@ -189,11 +190,16 @@ class Session:
         """The same conversation once more, to go on differently; nothing is computed or read again."""
         other = Session(self.vlm, self.system, features=self.features, context=self.context)
         other.turns = self.turns
-        other._prefix = self._prefix.fork(len(self._prefix))
+        with self.vlm.turns.mine():
+            other._prefix = self._prefix.fork(len(self._prefix))
         return other
 
     def save(self, path: str | Path) -> None:
         """Write the conversation to a file, with what has been worked out for it."""
+        with self.vlm.turns.mine():
+            self._save(Path(path))
+
+    def _save(self, path: Path) -> None:
         shown = {picture.key: picture for turn in self.turns for picture in turn.pictures}
         number = {key: n for n, key in enumerate(shown)}
         turns = tuple(
@@ -209,7 +215,7 @@ class Session:
         told = Saved(
             checkpoint.fingerprint(self.vlm.model), self.system, turns, known, self.vlm.model.language.packing
         )
-        saved.write(Path(path), told, list(shown.values()), worked_out)
+        saved.write(path, told, list(shown.values()), worked_out)
 
     @classmethod
     def restore(
@@ -217,7 +223,11 @@ class Session:
     ) -> Session:
         """Go on with a saved conversation. Another model than it was held with reads it again, and so does
         one that keeps keys and values in other bits."""
-        path = Path(path)
+        with vlm.turns.mine():
+            return cls._restored(vlm, Path(path), features, context)
+
+    @classmethod
+    def _restored(cls, vlm: VLM, path: Path, features: Features | None, context: int | None) -> Session:
         told, pictures, worked_out = saved.read(path)
         session = cls(vlm, told.system, features=features, context=context)
         same = told.model == checkpoint.fingerprint(vlm.model)

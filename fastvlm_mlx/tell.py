@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from .generate import Answer
 
 
-_READ_S = 0.001  # less is looking that it is there
-
-
 def print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
@@ -61,7 +58,7 @@ def stats(answer: Answer, frames: int = 0) -> str:
     known = f", {answer.reused_tokens} known before" if answer.reused_tokens else ""
     guessed = f"guessed  {answer.guessed} tokens, {answer.right} of them right\n" if answer.guessed else ""
     seen = f" of {frames} frames" if frames else ""
-    read = f"read     {answer.read_s:8.3f} s   the language model\n" if answer.read_s > _READ_S else ""
+    read = f"read     {answer.read_s:8.3f} s   the language model\n" if answer.read_s else ""
     return (
         f"{read}vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens{seen}\n"
         f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text){known}\n"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from functools import cached_property
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from . import checkpoint, generate, hub, image, lora, neural_engine
 from .checkpoint import Loaded
 from .config import GROUP_SIZES, IMAGE_MARK, STRIDE, ImageConfig, ModelConfig, Quantization
-from .decoding import Event, Guesser, Seen, see
+from .decoding import Event, Guesser
 from .errors import ConfigError, ImageError, PromptError
 from .generate import Answer
 from .guessing import Both, Draft, Repetitions
@@ -32,6 +32,7 @@ from .video import Video, is_video, opened
 Pixels = mx.array | npt.NDArray[Any]  # floats; of numpy's arrays, uint8 is read as a picture file would be
 Image = image.Source | Pixels | Picture | tuple[Picture, ...]  # the last is one picture in pieces
 Shown = Image | Video | Clip
+T = TypeVar("T")
 _ANSWER_SHARE = 1 / 8  # of the context: kept for an answer when we say how many frames fit
 
 
@@ -43,21 +44,18 @@ def load(
     adapter: str | Path | None = None,
     vision_package: str | Path | None = None,
     group: mx.distributed.Group | None = None,
-    lazy: bool = False,
     low_memory: bool = False,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
 ) -> VLM:
     """Load a model by path, short name (`0.5b`) or hub id, whatever its layout.
 
-    `dtype` None computes in the stored type on a GPU and in float32 on the CPU. `adapter` is a directory
-    that fine-tuning wrote. `vision_package`, on a Mac, is a Core ML package (`export --target coreml`) to
-    run the vision tower in. `group`, of several processes (`mx.distributed.init()`), divides the language
-    model between them: all load it so and ask the same. `lazy`, for programs that answer once, leaves the
-    language model to be read while the first picture is encoded. `low_memory` never holds all of the model:
-    it answers one prompt that may have pictures, and lets the vision tower go before the language model is
-    read. `kv_bits`, 4 or 8, packs keys and values, in groups of `kv_group_size` or as many as divide a head.
-    """
+    `dtype` None computes in the stored type on a GPU and in float32 on the CPU. `adapter` is a directory that
+    fine-tuning wrote. `vision_package`, on a Mac, is a Core ML package (`export --target coreml`) to run the
+    vision tower in. `group`, of several processes (`mx.distributed.init()`), divides the language model
+    between them: all load it so and ask the same. `low_memory` never holds all of the model: it answers one
+    prompt that may have pictures, and frees the vision tower before it loads the language model. `kv_bits`, 4
+    or 8, packs keys and values, in groups of `kv_group_size` or as many as divide a head."""
     if kv_bits is not None:
         packing(kv_bits, kv_group_size, max(GROUP_SIZES))  # says what is wrong before a model is loaded
     if isinstance(dtype, str):
@@ -71,10 +69,10 @@ def load(
         group = None
     if group is not None and low_memory:
         raise ConfigError("low memory is of one process; leave it out, or the group")
-    lazy = lazy and group is None  # a part is cut off at once, or the whole matrix would be kept
-    loaded = checkpoint.load(
-        hub.resolve(name, revision), dtype, widened, group, lazy=lazy, low_memory=low_memory
-    )
+    turns = Turns()
+    directory = hub.resolve(name, revision)
+    with turns.mine():
+        loaded = checkpoint.load(directory, dtype, widened, group, low_memory=low_memory)
     if kv_bits is not None:
         head_dim = loaded.config.text.head_dim
         loaded.model.language.packing = packing(kv_bits, kv_group_size, head_dim)
@@ -86,38 +84,72 @@ def load(
             loaded.config, image=ImageConfig(tower.size, loaded.config.image.mode)
         )
         loaded = dataclasses.replace(loaded, config=of_its_size)
-    return VLM(loaded)
+    return VLM(loaded, turns)
+
+
+class Turns:
+    """Calls from several threads take turns with one model.
+
+    MLX ties an operation to a stream, and a thread's own streams to that thread. All work on a model goes to
+    one stream that any thread may use while it holds the lock, so arrays can outlive the thread that made
+    them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._stream = mx.new_thread_unsafe_stream(mx.default_device())
+
+    @contextmanager
+    def mine(self) -> Iterator[None]:
+        with self._lock, mx.stream(self._stream):
+            yield
+
+    def each(self, events: Iterator[T]) -> Iterator[T]:
+        """The events, each computed in a turn of its own, so that an unfinished answer blocks nobody."""
+        try:
+            while True:
+                with self.mine():
+                    try:
+                        event = next(events)
+                    except StopIteration:
+                        return
+                yield event
+        finally:
+            with self.mine():
+                events.close()  # type: ignore[attr-defined]  # all of them are generators
 
 
 class VLM:
-    """
+    """A model to ask. Threads may share it: calls take turns.
+
     >>> vlm = load("0.5b")
     >>> prompt = vlm.prompt("What is in the picture?", images=["cat.jpg"])
     >>> vlm.generate(prompt).text
     """
 
-    def __init__(self, loaded: Loaded):
+    def __init__(self, loaded: Loaded, turns: Turns | None = None):
         self.model: FastVLM = loaded.model
         self.config: ModelConfig = loaded.config
-        self._loaded = loaded
-        self._waiting = isinstance(loaded.words, Future)  # for the tokenizer
-        self._seen: Seen | None = None  # of a prompt whose answer has not begun
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.turns = Turns() if turns is None else turns
         self.layout: str = loaded.layout
         self.dtype: mx.Dtype = loaded.dtype
         self.quantization: Mapping[str, Quantization] = loaded.quantization
         self.low_memory: bool = loaded.low_memory
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return self._loaded.tokenizer
-
     def vision(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, H/64, W/64, features)"""
-        return self.model.vision(_checked(pixels))
+        return self._evaluated(lambda: self.model.vision(_checked(pixels)))
 
     def encode_image(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, tokens, d), as the language model sees them"""
-        return self.model.encode_image(_checked(pixels))
+        return self._evaluated(lambda: self.model.encode_image(_checked(pixels)))
+
+    def _evaluated(self, compute: Callable[[], mx.array]) -> mx.array:
+        """An array that any thread may use."""
+        with self.turns.mine():
+            array = compute()
+            mx.eval(array)
+        return array
 
     def prompt(
         self,
@@ -162,18 +194,9 @@ class VLM:
                 )
                 marks.append(IMAGE_MARK * len(parts))
                 pictures += parts
-        text = placed(rendered, marks)
-        self._begin(tuple(pictures))
-        prompt = assemble(text, pictures, self.tokenizer.encode)
+        prompt = assemble(placed(rendered, marks), pictures, self.tokenizer.encode)
         self._check_room(prompt, clips)
         return prompt
-
-    def _begin(self, pictures: Prompt) -> None:
-        """While the tokenizer is on its way: what the answer needs first, and the language model with it."""
-        waiting, self._waiting = self._waiting and not self.low_memory, False
-        if waiting and 0 < positions(pictures) <= self.config.text.context:
-            mx.reset_peak_memory()
-            self._seen = see([pictures], self.model, reading=True)
 
     def _check_room(self, prompt: Prompt, clips: Sequence[Clip]) -> None:
         """Of prompts with videos: say how many frames the context has room for."""
@@ -262,9 +285,13 @@ class VLM:
 
     def logits(self, prompt: Prompt) -> mx.array:
         """(positions, vocabulary), padded rows of the vocabulary included"""
-        rows = self.model.embed(prompt)
-        hidden = self.model.language(rows, self.model.language.new_caches())
-        return self.model.language.logits(hidden)[0]
+
+        def compute() -> mx.array:
+            rows = self.model.embed(prompt)
+            hidden = self.model.language(rows, self.model.language.new_caches())
+            return self.model.language.logits(hidden)[0]
+
+        return self._evaluated(compute)
 
     def stream(
         self,
@@ -283,10 +310,7 @@ class VLM:
         prompt and the answer have said before, `repetitions`.
         """
         asked = self.prompt(prompt) if isinstance(prompt, str) else prompt
-        seen, self._seen = self._seen, None
-        if seen is not None and seen.features.keys() != {part for part in asked if isinstance(part, Picture)}:
-            seen = None
-        return generate.stream(
+        events = generate.stream(
             self.model,
             self.tokenizer,
             asked,
@@ -295,9 +319,9 @@ class VLM:
             context=self.config.text.context,
             max_tokens=max_tokens,
             sampling=Sampling(**sampling),
-            seen=seen,
             low_memory=self.low_memory,
         )
+        return self.turns.each(events)
 
     def _guesser(self, prompt: Prompt, draft: VLM | None, repetitions: bool) -> Guesser | None:
         repeated = Repetitions(prompt) if repetitions else None
@@ -351,15 +375,17 @@ class VLM:
             raise ConfigError(f"batch is {batch}; answer at least 1 prompt at a time")
         coming = iter(prompts)
         while held := list(islice(coming, batch)):
-            yield from generate.answers(
-                self.model,
-                self.tokenizer,
-                [self.prompt(prompt) if isinstance(prompt, str) else prompt for prompt in held],
-                stop_ids=self.config.eos_token_ids,
-                context=self.config.text.context,
-                max_tokens=max_tokens,
-                sampling=Sampling(**sampling),
-            )
+            with self.turns.mine():
+                answers = generate.answers(
+                    self.model,
+                    self.tokenizer,
+                    [self.prompt(prompt) if isinstance(prompt, str) else prompt for prompt in held],
+                    stop_ids=self.config.eos_token_ids,
+                    context=self.config.text.context,
+                    max_tokens=max_tokens,
+                    sampling=Sampling(**sampling),
+                )
+            yield from answers
 
 
 def _pictures(source: Image, reading: Reading) -> tuple[Picture, ...]:
@@ -380,9 +406,9 @@ def _pictures(source: Image, reading: Reading) -> tuple[Picture, ...]:
 
 
 def _checked(given: Pixels) -> mx.array:
-    """Floats (H, W, 3) or (B, H, W, 3), sides multiples of 64, as a batch."""
-    pixels = mx.array(given)
-    pixels = pixels[None] if pixels.ndim == 3 else pixels
+    """Floats (H, W, 3) or (B, H, W, 3), sides multiples of 64, as a batch that any thread may use."""
+    pixels = mx.array(given[None] if given.ndim == 3 else given)
+    mx.eval(pixels)
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or not mx.issubdtype(pixels.dtype, mx.floating):
         raise ImageError(
             f"an array of shape {tuple(pixels.shape)} and type {pixels.dtype} is no picture; "

@@ -86,6 +86,10 @@ def test_everything_public_exists_and_nothing_else_is_promised() -> None:
 def test_evaluation_happens_only_where_it_is_expected() -> None:
     allowed = {
         "decoding",
+        "vlm",
+        "prompt",
+        "memory",
+        "kernels.depthwise",
         "kernels.measure",
         "kernels.lanes",
         "checkpoint",

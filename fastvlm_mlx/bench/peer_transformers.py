@@ -162,7 +162,7 @@ class PyTorch:
         read = perf_counter()
         pixels = self._preprocessed(opened, case.size)
         prepared = perf_counter()
-        blank = Picture(mx.zeros((1, case.size, case.size, 3)))  # lazy: its positions are asked for alone
+        blank = Picture(mx.broadcast_to(mx.zeros(()), (1, case.size, case.size, 3)))  # for its positions
         prompt = self._ours.prompt(QUESTION, [blank])
         ids = self._ids(prompt)
         asked = perf_counter()

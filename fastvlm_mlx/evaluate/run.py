@@ -104,7 +104,7 @@ def ordered(vlm: VLM, data: DataSet, settings: Settings) -> list[Row]:
     def blank(path: Path) -> tuple[Picture, ...]:
         """As many positions as the picture will take; never evaluated."""
         sides = reading.sides(*(stored_sides(path) if reading.by_picture else (1, 1)))
-        return tuple(Picture(mx.zeros((1, height, width, 3))) for width, height in sides)
+        return tuple(Picture(mx.broadcast_to(mx.zeros(()), (1, height, width, 3))) for width, height in sides)
 
     length: dict[int, int] = {}
     first: dict[object, tuple[int, int]] = {}
@@ -128,7 +128,7 @@ def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> 
         return [pieces(path, settings.reading) for path in rows[0].pictures]
 
     for rows, read_ones in zip(groups, threads.mapped(read, groups, ahead), strict=True):
-        pictures = [tuple(Picture(mx.array(piece)[None]) for piece in one) for one in read_ones]
+        pictures = [tuple(Picture(mx.array(piece[None])) for piece in one) for one in read_ones]
         for row in rows:
             yield _prompt(vlm, row, pictures, settings)
 

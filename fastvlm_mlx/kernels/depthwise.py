@@ -6,7 +6,7 @@ A candidate takes weight and stride, prepares what it can once, and returns the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -120,9 +120,11 @@ def _by_tiles(
         rows, columns = _outputs(x, stride)
         tile = sized(rows, columns)
         down, across = _tiles(x, stride, tile)
-        if (channels, tile) not in prepared:
-            prepared[channels, tile] = prepare(channels, tile)
-        matrices = prepared[channels, tile]
+        matrices = prepared.get((channels, tile))
+        if matrices is None:
+            matrices = prepare(channels, tile)
+            if evaluated(matrices):
+                prepared[channels, tile] = matrices
 
         def part(few: slice) -> mx.array:
             y = multiply(x[..., few], tile, *(matrix[few] for matrix in matrices))
@@ -142,6 +144,16 @@ def _by_tiles(
         return y
 
     return prepared_convolution
+
+
+def evaluated(arrays: Sequence[mx.array]) -> bool:
+    """Evaluate what is kept: a later call may come from another thread, or after a failure in this one.
+    Inside of `mx.compile` and exports arrays have no values, and nothing may be kept."""
+    try:
+        mx.eval(arrays)
+    except ValueError:
+        return False
+    return True
 
 
 def _together(channels: int, pixels: int) -> int:
@@ -240,6 +252,7 @@ def _matrices(weight: mx.array, channels: int, tile: tuple[int, int], stride: in
 def registers(weight: mx.array, stride: int, block: blocks.Block = (4, 4)) -> Convolution:
     """For GPUs: see `blocks`."""
     kernel, where, arranged = weight.shape[1], device(), blocks.taps(weight)
+    evaluated([arranged])
 
     def quick(x: mx.array, weight: mx.array) -> mx.array:
         return blocks.convolve(x, arranged, kernel, stride, block, where)

@@ -225,7 +225,6 @@ def generate(
             adapter=adapter,
             vision_package=package,
             group=group,
-            lazy=True,
             low_memory=low_memory,
             kv_bits=kv_bits,
             kv_group_size=kv_group_size,
