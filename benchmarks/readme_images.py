@@ -65,7 +65,7 @@ def terminal_svg() -> None:
 
 
 def page_png() -> None:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
@@ -83,7 +83,7 @@ def page_png() -> None:
             page.set_input_files("#file", str(WATCHED))
             page.fill("#prompt", "Describe the picture.")
             page.get_by_role("button", name="Ask").click()
-            page.wait_for_function("/\\d/.test(document.querySelector('#speed').textContent)")
+            expect(page.locator("#speed")).to_have_text(re.compile(r"\d"), timeout=30_000)
             page.screenshot(path=IMAGES / "page.png")
             chromium.close()
     finally:
