@@ -16,8 +16,7 @@ import typer
 from checkpoints import golden
 from command import Run
 
-from fastvlm_mlx import cli
-from fastvlm_mlx.weights import hub
+from fastvlm_mlx import cli, hub
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
