@@ -1,0 +1,143 @@
+"""The documentation: every link leads somewhere, every command is one that exists, and what can run here does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from checkpoints import golden
+from command import Run
+
+from fastvlm_mlx import cli, hub
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TINY = ROOT / "fastvlm_mlx" / "assets" / "tiny"
+OTHERS = ("pip", "uv", "make", "python", "curl", "cp", "cd", "swift", "xcodebuild", "export", "git", "pytest", ".venv/bin/")
+VERBS_RUN = ("generate", "chat", "convert", "doctor", "eval", "models", "export")
+TOO_LONG = ("--draft-model 0.5b", "--upload-repo", "coreml", "apple-app", "--shard", "clip.mp4", "--low-memory")
+
+
+def slug(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    text = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {slug(line.lstrip("#")) for line in text.splitlines() if line.startswith("#")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in LINK.findall(text):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{page.name}: {target}"
+
+
+@dataclass(frozen=True)
+class Command:
+    page: str
+    line: str
+    arguments: tuple[str, ...]
+    stdin: str  # the command before the pipe
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.line}"
+
+
+def commands() -> Iterator[Command]:
+    for page in PAGES:
+        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            if language != "sh":
+                continue
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith(("  ", '"', "{")) or not line.strip() or line.startswith(OTHERS):
+                    continue
+                before, _, ours = line.rpartition("fastvlm-mlx ")
+                words = tuple(shlex.split(ours, comments=True))
+                yield Command(page.stem, line, words, before.partition("|")[0].strip())
+
+
+COMMANDS = list(commands())
+
+
+def test_there_are_commands_for_each_kind_of_user() -> None:
+    verbs = {command.arguments[0] for command in COMMANDS if command.page == "README"}
+    assert verbs >= {"generate", "chat", "serve", "caption", "convert", "export", "doctor", "bench"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_every_command_is_one_that_exists(command: Command) -> None:
+    """Verb, options and values; nothing runs."""
+    root = typer.main.get_command(cli.app)
+    assert isinstance(root, click.Group)
+    verb, *arguments = command.arguments
+    assert verb in root.commands, command.line
+    root.commands[verb].make_context(verb, arguments)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the documentation names."""
+    there = tmp_path_factory.mktemp("docs")
+    shapes = ROOT / "examples" / "pictures"
+    shutil.copytree(shapes, there / "examples" / "pictures")
+    for name in ("cat.jpg", "photo.jpg", "page.png", "picture.png", "a.jpg", "b.jpg"):
+        shutil.copy(shapes / "shapes.png", there / name)
+    for name in ("my-training-run", "mine", "tuned", "downloaded"):
+        source = golden("mlx-vlm-f32") if name == "downloaded" else golden("apple-train")
+        shutil.copytree(source, there / name)
+    rows = [{"question": "Which bar is tallest?", "answer": "H", "image": "examples/pictures/chart.png"}]
+    text = "\n".join(map(json.dumps, rows)) + "\n"
+    (there / "textvqa").mkdir()
+    for name in ("textvqa/val.jsonl", "docvqa.jsonl", "questions.jsonl"):
+        (there / name).write_text(text)
+    (there / "scans").symlink_to(there)
+    return there
+
+
+RUN = [c for c in COMMANDS if c.arguments[0] in VERBS_RUN and not any(part in c.line for part in TOO_LONG)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUN, ids=str)
+def test_what_can_run_offline_runs(
+    command: Command, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Models that would be downloaded are replaced by the built-in one, checkpoints by small ones."""
+    here = hub.resolve
+
+    def resolve(name: str | Path, revision: str | None = None) -> Path:
+        small = {"0.5b": TINY, "1.5b": TINY, "7b": TINY}
+        return small.get(str(name)) or (
+            golden("apple-fused") if str(name).startswith("apple/") else here(name, revision)
+        )
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    monkeypatch.chdir(shutil.copytree(folder, tmp_path / "copy", symlinks=True))
+    words = shlex.split(command.stdin)
+    stdin = b""
+    if words[:1] == ["cat"]:
+        stdin = Path(words[1]).read_bytes()
+    elif words[:1] == ["printf"]:
+        stdin = words[1].encode().decode("unicode_escape").encode()
+    ran = run(*command.arguments, stdin=stdin)
+    assert ran.code in (0, None), ran.err
