@@ -1,4 +1,4 @@
-"""The documentation: every link leads somewhere, every command is one that exists, and what can run here does."""
+"""The documentation: every link leads somewhere, every command exists, and what can run offline runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import click
+import mlx.core as mx
 import pytest
 import typer
 from checkpoints import golden
 from command import Run
 
-from fastvlm_mlx import cli, hub
+import fastvlm_mlx
+from fastvlm_mlx import cli, hub, lora
+from fastvlm_mlx.convert import export_swift
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = ROOT / "fastvlm_mlx" / "assets" / "tiny"
-OTHERS = ("pip", "uv", "make", "python", "curl", "cp", "cd", "swift", "xcodebuild", "export", "git", "pytest", ".venv/bin/")
+OTHERS = (
+    *("pip", "uv", "make", "python", "curl", "cp", "cd", "swift", "xcodebuild", "export", "git", "pytest"),
+    ".venv/bin/",
+)
 VERBS_RUN = ("generate", "chat", "convert", "doctor", "eval", "models", "export")
-TOO_LONG = ("--draft-model 0.5b", "--upload-repo", "coreml", "apple-app", "--shard", "clip.mp4", "--low-memory")
+TOO_LONG = (
+    *("--draft-model 0.5b", "--upload-repo", "coreml", "apple-app", "--shard", "clip.mp4"),
+    "--image-size 2048",
+)
 
 
 def slug(heading: str) -> str:
@@ -87,11 +96,10 @@ def test_there_are_commands_for_each_kind_of_user() -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_every_command_is_one_that_exists(command: Command) -> None:
     """Verb, options and values; nothing runs."""
-    root = typer.main.get_command(cli.app)
-    assert isinstance(root, click.Group)
+    verbs: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     verb, *arguments = command.arguments
-    assert verb in root.commands, command.line
-    root.commands[verb].make_context(verb, arguments)
+    assert verb in verbs, command.line
+    verbs[verb].make_context(verb, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +110,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(shapes, there / "examples" / "pictures")
     for name in ("cat.jpg", "photo.jpg", "page.png", "picture.png", "a.jpg", "b.jpg"):
         shutil.copy(shapes / "shapes.png", there / name)
-    for name in ("my-training-run", "mine", "tuned", "downloaded"):
-        source = golden("mlx-vlm-f32") if name == "downloaded" else golden("apple-train")
-        shutil.copytree(source, there / name)
-    rows = [{"question": "Which bar is tallest?", "answer": "H", "image": "examples/pictures/chart.png"}]
-    text = "\n".join(map(json.dumps, rows)) + "\n"
-    (there / "textvqa").mkdir()
-    for name in ("textvqa/val.jsonl", "docvqa.jsonl", "questions.jsonl"):
-        (there / name).write_text(text)
-    (there / "scans").symlink_to(there)
+    for name in ("my-training-run", "mine", "tuned"):
+        shutil.copytree(golden("apple-train"), there / name)
+    export_swift.export(golden("apple-fused"), there / "downloaded")
+    row = json.dumps({"question": "Which bar is tallest?", "answer": "H", "image": "chart.png"}) + "\n"
+    for data, beside in (("textvqa/val.jsonl", "textvqa"), ("docvqa.jsonl", "scans")):
+        shutil.copytree(shapes, there / beside)
+        (there / data).write_text(row)
+    vlm = fastvlm_mlx.load("tiny")
+    session = fastvlm_mlx.Session(vlm)
+    session.generate("What is this?", [there / "cat.jpg"], max_tokens=4)
+    session.save(there / "cats.session")
+    width, path = vlm.config.text.hidden_size, "language.layers.0.attention.out"
+    pair = {f"{path}.lora_a": mx.zeros((width, 8)), f"{path}.lora_b": mx.zeros((8, width))}
+    lora.write(there / "runs" / "mine" / "adapter", lora.Adapter("tiny", lora.Settings(), pair))
     return there
+
+
+@pytest.fixture
+def offline(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In that folder. Models that would be downloaded are replaced by the built-in one, checkpoints by small
+    ones."""
+    here = hub.resolve
+
+    def resolve(name: str | Path, revision: str | None = None) -> Path:
+        if str(name) in ("0.5b", "1.5b", "7b"):
+            return TINY
+        return golden("apple-fused") if str(name).startswith("apple/") else here(name, revision)
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    monkeypatch.chdir(shutil.copytree(folder, tmp_path / "copy", symlinks=True))
 
 
 RUN = [c for c in COMMANDS if c.arguments[0] in VERBS_RUN and not any(part in c.line for part in TOO_LONG)]
@@ -119,20 +147,7 @@ RUN = [c for c in COMMANDS if c.arguments[0] in VERBS_RUN and not any(part in c.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUN, ids=str)
-def test_what_can_run_offline_runs(
-    command: Command, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Models that would be downloaded are replaced by the built-in one, checkpoints by small ones."""
-    here = hub.resolve
-
-    def resolve(name: str | Path, revision: str | None = None) -> Path:
-        small = {"0.5b": TINY, "1.5b": TINY, "7b": TINY}
-        return small.get(str(name)) or (
-            golden("apple-fused") if str(name).startswith("apple/") else here(name, revision)
-        )
-
-    monkeypatch.setattr(hub, "resolve", resolve)
-    monkeypatch.chdir(shutil.copytree(folder, tmp_path / "copy", symlinks=True))
+def test_what_can_run_offline_runs(command: Command, offline: None, run: Run) -> None:
     words = shlex.split(command.stdin)
     stdin = b""
     if words[:1] == ["cat"]:
@@ -141,3 +156,11 @@ def test_what_can_run_offline_runs(
         stdin = words[1].encode().decode("unicode_escape").encode()
     ran = run(*command.arguments, stdin=stdin)
     assert ran.code in (0, None), ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_python_of_a_page_runs(page: str, offline: None) -> None:
+    blocks = FENCE.findall((ROOT / page).read_text(encoding="utf-8"))
+    program = "\n".join(block for language, block in blocks if language == "python")
+    exec(compile(program.replace("(pixels)", "(prompt[1].pixels)"), page, "exec"), {})

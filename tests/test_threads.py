@@ -109,7 +109,8 @@ def test_an_answer_that_nobody_reads_to_its_end_blocks_nobody(
 def test_a_call_that_fails_leaves_the_model_usable(
     broken: type, expected: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The failure comes when values are computed: operations of another thread's stream, as they once were."""
+    """The failure comes when values are computed: operations of another thread's stream, as they once
+    were."""
     vlm = elsewhere(lambda: fastvlm_mlx.load("tiny"))
     session = Session(vlm)
     sound = broken.__call__
