@@ -2,8 +2,8 @@
 
     python benchmarks/readme_images.py            # needs Chromium and `pip install '.[dev]'`
 
-`terminal.svg` is what `generate --show` prints in a terminal. `page.png` is the live page after a question, in
-Chromium. `ttft.png` is `bench --plot` for random weights of the 0.5B's size.
+`terminal.svg` is what `generate --show` prints in a terminal. `page.png` is the live page after a question,
+in Chromium. `ttft.png` is `bench --plot` for random weights of the 0.5B's size.
 """
 
 from __future__ import annotations

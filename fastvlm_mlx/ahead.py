@@ -1,4 +1,4 @@
-"""Work done in threads before it is asked for."""
+"""Computes results in threads before they are needed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-THREADS = max(2, min(8, os.cpu_count() or 1))  # that decode pictures while the model is at work
+THREADS = max(2, min(8, os.cpu_count() or 1))  # decode pictures while the model computes
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 def mapped(function: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
-    """`map`, with `count` results on their way before they are asked for."""
+    """Like `map`, but computes up to `count` results ahead."""
     coming: deque[Future[B]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for item in items:

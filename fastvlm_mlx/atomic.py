@@ -100,7 +100,7 @@ def refuse(destination: Path, overwrite: bool) -> None:
     if not overwrite:
         raise CheckpointError(f"{destination}: exists already; choose another path or pass --overwrite")
     if destination.is_symlink():
-        return  # the link is replaced, what it points to stays
+        return  # replaces the link, not its target
     if not destination.is_dir():
         raise CheckpointError(f"{destination}: is a file, and a directory is to be written; remove it first")
     if any(destination.iterdir()) and not any((destination / name).exists() for name in _OURS):
@@ -130,7 +130,7 @@ def _swap_in(hidden: Path, destination: Path) -> None:
 
 
 def _settle(old: Path, destination: Path) -> None:
-    """Of an interrupted exchange: what was replaced goes, or comes back if nothing took its place."""
+    """Finish an interrupted exchange: remove the old directory, or restore it if nothing replaced it."""
     if os.path.lexists(old):
         if os.path.lexists(destination):
             _remove(old)

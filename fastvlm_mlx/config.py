@@ -1,6 +1,6 @@
 """What a model is, as frozen values. One JSON form (the canonical config.json), parsed strictly.
 
-How other projects write their configurations is known to `convert.layouts` alone.
+Only `convert` knows how other projects write their configurations.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from .strict import parse
 FORMAT = "fastvlm-mlx"
 FORMAT_VERSION = 1
 STAGES = 5
-MOST_LAYERS = 10_000  # a sane bound, so that a torn number is not built
+MOST_LAYERS = 10_000  # a sane bound, so that a damaged number does not allocate memory
 STRIDE = 64  # pixels per visual token, each way: the stem's 4, then four halvings
 
-IMAGE_MARK = "<image>"  # where a picture goes in a text; never a token
-SQUARE_MODES = ("pad", "crop", "stretch")  # how a picture becomes one; a model is made for one of these
+IMAGE_MARK = "<image>"  # marks the place of a picture in a text; never a token
+SQUARE_MODES = (
+    "pad",
+    "crop",
+    "stretch",
+)  # the ways to make a picture square; a model is trained with one of them
 
 KERNELS_VARIABLE = "FASTVLM_MLX_KERNELS"
 KERNEL_MODES = ("tuned", "stock")  # what was found fastest on this machine, or MLX's own
@@ -33,7 +37,8 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 @dataclass(frozen=True, slots=True)
 class MultiScaleConfig:
-    """Earlier stages, counted from 1, whose outputs stand beside the last one's features, on its grid."""
+    """Earlier stages, counted from 1, whose outputs are concatenated to the last one's features, on its
+    grid."""
 
     stages: tuple[int, ...]
     pooling: Literal["average", "depthwise"]
@@ -56,7 +61,7 @@ class MultiScaleConfig:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A stage, counted from 0, whose output of `dim` channels becomes smaller by `factor` each way."""
+    """A stage, counted from 0, whose output of `dim` channels is pooled by `factor` in each direction."""
 
     stage: int
     dim: int
@@ -72,7 +77,7 @@ class VisionConfig:
     mlp_ratio: int = 4
     attention_from: int = 3
     head_dim: int = 32
-    squeeze: int = 16  # the last convolution's squeeze-excite narrows by this much
+    squeeze: int = 16  # the reduction of the last convolution's squeeze-and-excite
     multi_scale: MultiScaleConfig | None = None
 
     @property
@@ -86,7 +91,7 @@ class VisionConfig:
 
     @property
     def feature_dim(self) -> int:
-        """What the projector takes."""
+        """The width of the projector's input."""
         return sum(pool.dim for pool in self.pools) + self.expanded_dim
 
     def __post_init__(self) -> None:
@@ -101,7 +106,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """Qwen2. `context` is the most positions (text and picture rows together) it was trained for."""
+    """Qwen2. `context` is the maximum number of positions, text and picture tokens together."""
 
     hidden_size: int
     layers: int
@@ -168,7 +173,7 @@ class ModelConfig:
         body = {"format": FORMAT, "format_version": FORMAT_VERSION, "model_type": "fastvlm_mlx"}
         sections = dataclasses.asdict(self)
         if self.vision.multi_scale is None:
-            del sections["vision"]["multi_scale"]  # releases that do not know of it read the file, too
+            del sections["vision"]["multi_scale"]  # older releases read the file, too
         return json.dumps(body | sections, indent=2) + "\n"
 
 

@@ -1,10 +1,10 @@
-"""What a terminal makes of files dropped onto it, and of paths typed or pasted with spaces.
+"""Finds the paths in a line: files dropped onto the terminal, typed or pasted.
 
 >>> dropped("/tmp/My\\\\ Cat.jpg What is it?")  # where there is such a file
 ([Path('/tmp/My Cat.jpg')], 'What is it?')
 
-Terminals write backslashes before spaces (macOS), quotes (Linux) or a file:// address; people write neither.
-"""
+Terminals escape spaces (macOS), quote (Linux) or write a file:// address; people type plain paths with
+spaces."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SUFFIXES = (
 
 
 def dropped(line: str) -> tuple[list[Path], str]:
-    """The files that a line begins with, and the text after them. A bare word needs a picture's suffix, or a
-    video's."""
+    """The files at the start of a line, and the text after them. A bare word counts only with the suffix of a
+    picture or a video."""
     found: list[Path] = []
     rest = line.strip()
     while (first := _first(rest)) is not None:

@@ -1,10 +1,10 @@
-"""What can go wrong, as a tree. Every message says what was found, where, and what to do next.
+"""The errors of this package. Every message says what was found, where, and what to do next.
 
 FastVLMError            catch this to catch everything the package raises on purpose
 ├── CheckpointError     weights on disk: missing, torn, unknown, of the wrong shape, not writable
-├── ConfigError         a config.json or an option that cannot be acted upon
+├── ConfigError         a wrong value in config.json or of an option
 ├── ImageError          a picture or a video that cannot be read
-├── DataError           a data set or a file of results that cannot be read, written or gone on with
+├── DataError           a data set or a file of results that cannot be read, written or resumed
 ├── PromptError         a prompt that cannot be answered: empty, too long, pictures that do not match
 └── HubError            a model name that could not be turned into a local directory
 """
@@ -19,7 +19,7 @@ class CheckpointError(FastVLMError):
 
 
 class ConfigError(FastVLMError):
-    """A configuration value or option that cannot be acted upon."""
+    """A wrong value in a configuration or of an option."""
 
 
 class ImageError(FastVLMError):
@@ -27,7 +27,7 @@ class ImageError(FastVLMError):
 
 
 class DataError(FastVLMError):
-    """A data set or a file of results that cannot be read, written or gone on with."""
+    """A data set or a file of results that cannot be read, written or resumed."""
 
 
 class PromptError(FastVLMError):

@@ -21,11 +21,11 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """A directory with the model's files, downloaded to the Hugging Face cache if need be.
+    """A directory with the model's files, downloaded to the Hugging Face cache if necessary.
 
-    A model of the package by its name, so that no folder takes the default's place (that is `./tiny`, or a
-    Path); then what exists on disk; then the short names, and anything of the form owner/name.
-    """
+    Looks for a built-in model, then a path on disk, then a short name, then a hub id owner/name. Built-in
+    names come first, so that a folder `tiny` cannot replace the default; pass `./tiny` or a Path for the
+    folder."""
     if isinstance(name, str) and name.lower() in BUILT_IN:
         return BUILT_IN[name.lower()]
     path = Path(name).expanduser()
@@ -74,7 +74,7 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def cached() -> dict[str, tuple[Path, int]]:
-    """Of every repository in the Hugging Face cache: its directory, and its bytes on disk."""
+    """Each repository in the Hugging Face cache: its directory and its bytes on disk."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -86,7 +86,7 @@ def cached() -> dict[str, tuple[Path, int]]:
 
 
 def check_upload(repo: str | None, *, private: bool, dry: bool = False) -> None:
-    """Say before any work what would keep an upload from being made."""
+    """Raise before any work if the upload would fail."""
     if repo is None:
         if private or dry:
             option = "--hub-private" if private else "--dry-run"
@@ -98,13 +98,13 @@ def check_upload(repo: str | None, *, private: bool, dry: bool = False) -> None:
 
 
 def listing(directory: Path) -> list[tuple[str, int]]:
-    """What an upload would send: files by name, and their bytes."""
+    """The files that an upload would send, with their sizes in bytes."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return [(path.relative_to(directory).as_posix(), path.stat().st_size) for path in files]
 
 
 def require_token(repo: str) -> None:
-    """Say early that an upload would fail."""
+    """Raise if no token may write to the repository."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -112,9 +112,9 @@ def require_token(repo: str) -> None:
 
 
 def upload(directory: Path, repo: str, *, private: bool) -> str:
-    """Create the repository if need be and upload the directory; returns its address.
+    """Create the repository if necessary, upload the directory and return the address.
 
-    What an interrupted upload has sent is not sent again by the next.
+    A repeated upload skips the files that an interrupted one already sent.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

@@ -1,4 +1,4 @@
-"""Lines of JSON that are added as they come. Of a file whose writer was killed, the whole lines count."""
+"""A file of JSON lines, appended one by one. After a kill, the complete lines count."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def line(record: Record) -> bytes:
 
 
 def append(file: FileIO, line: bytes) -> None:
-    """All of it, or an error: a disk that fills up takes the first part of a line."""
+    """Write the whole line or raise: a full disk would keep only its first part."""
     if file.write(line) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def whole(content: bytes) -> int:
-    """Bytes up to the end of the last line that is not torn."""
+    """The bytes up to the end of the last complete line."""
     return content.rfind(b"\n") + 1
 
 
@@ -36,7 +36,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def first_difference(found: Record, wanted: Record, aside: Collection[str] = ()) -> str:
-    """What was begun with other settings must not be gone on with.
+    """The first setting that differs from an earlier run's, in words; such a run must not be resumed.
 
     >>> first_difference({"model": "a"}, {"model": "b"})
     "was begun with model 'a', and now it is 'b'"

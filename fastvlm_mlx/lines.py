@@ -1,4 +1,4 @@
-"""Lines from whoever types or pipes them; a terminal gets editing and a history that lasts."""
+"""Reads lines that are typed or piped; in a terminal with editing and a persistent history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LINES = 1000
 
 
 def reader(prompt: str) -> Callable[[], str]:
-    """A function that returns the next line, and raises EOFError after the last."""
+    """A function that returns the next line and raises EOFError after the last."""
     if sys.stdin is None:
         return _nothing
     if not sys.stdin.isatty():
@@ -46,7 +46,7 @@ def reader(prompt: str) -> Callable[[], str]:
 def _asked(prompt: str) -> str:
     if sys.stdout.isatty():
         return input(prompt)
-    sys.stderr.write(prompt)  # what goes to a file are the answers
+    sys.stderr.write(prompt)  # stdout is a file for the answers
     sys.stderr.flush()
     return input()
 
@@ -63,7 +63,7 @@ def _nothing() -> str:
 
 
 def _history_file() -> Path | None:
-    """Where the variable says, nowhere if it is empty, else in the user's state folder."""
+    """The path in the environment variable, None if that is empty, else one in the user's state folder."""
     named = os.environ.get(HISTORY_VARIABLE)
     if named is not None:
         return Path(named).expanduser() if named else None

@@ -1,6 +1,6 @@
-"""LoRA: beside a matrix the product of two thin ones, which alone is trained.
+"""LoRA adapters: a pair of thin matrices beside each weight matrix; only the pairs are trained.
 
-As a directory: adapter_config.json, and adapters.safetensors with `PATH.lora_a` (inputs, rank) and
+An adapter directory holds adapter_config.json, and adapters.safetensors with `PATH.lora_a` (inputs, rank) and
 `PATH.lora_b` (rank, outputs) for each matrix of the run form, so that q, k and v share one pair.
 """
 
@@ -36,7 +36,7 @@ class Settings:
     rank: int = 8
     alpha: float = 16.0
     patterns: tuple[str, ...] = (r"language\.layers\.\d+\.(attention|mlp)\.",)
-    dropout: float = 0.0  # of what goes into A, while training
+    dropout: float = 0.0  # on the input of A, during training
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
@@ -57,7 +57,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    base: str  # the model it was trained for, as it was named then
+    base: str  # the name of the model it was trained for
     settings: Settings
     weights: Mapping[str, mx.array]
 
@@ -66,7 +66,7 @@ class Adapter:
         return sorted({name.rpartition(".")[0] for name in self.weights})
 
     def delta(self, path: str) -> mx.array:
-        """What it adds to a matrix (outputs, inputs), in float32."""
+        """The update of a matrix (outputs, inputs), in float32."""
         a, b = (self.weights[f"{path}.{part}"].astype(mx.float32) for part in _PARTS)
         return self.settings.scale * (a @ b).T
 
@@ -106,7 +106,7 @@ class LoRALinear(nn.Module):
 
 
 def attach(model: FastVLM, settings: Settings, key: mx.array) -> None:
-    """Fresh pairs beside the matrices that the patterns match. B is zero, so nothing changes yet."""
+    """Add fresh pairs to the matrices that the patterns match. B is zero, so outputs do not change yet."""
     matrices = _matrices(model)
     paths = [path for path in matrices if any(re.match(pattern, path) for pattern in settings.patterns)]
     if not paths:
@@ -124,7 +124,7 @@ def attach(model: FastVLM, settings: Settings, key: mx.array) -> None:
 
 
 def apply(model: FastVLM, adapter: Adapter, paths: Iterable[str]) -> None:
-    """Put a trained adapter beside these matrices; its products are computed anew for every token."""
+    """Add a trained adapter to these matrices, without merging it."""
     chosen = set(paths)
     _widen(model, sorted(chosen), dataclasses.replace(adapter.settings, dropout=0.0))
     weights = {name: array for name, array in adapter.weights.items() if name.rpartition(".")[0] in chosen}
@@ -132,13 +132,13 @@ def apply(model: FastVLM, adapter: Adapter, paths: Iterable[str]) -> None:
 
 
 def parameters(model: FastVLM) -> dict[str, mx.array]:
-    """What of the model is the adapter's."""
+    """The adapter's parameters of a model."""
     flat: list[tuple[str, Any]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     return {name: array for name, array in flat if name.rpartition(".")[2] in _PARTS}
 
 
 def check(adapter: Adapter, model: FastVLM) -> None:
-    """That its matrices are the model's."""
+    """Raise unless the adapter's matrices are the model's."""
     matrices = _matrices(model)
     for path in adapter.paths:
         wanted = tuple(adapter.weights[f"{path}.{part}"].shape[n] for n, part in enumerate(_PARTS))
@@ -182,7 +182,7 @@ def read(directory: Path) -> Adapter:
 
 
 def write(destination: Path, adapter: Adapter) -> None:
-    """A new directory, in place of an adapter that was there."""
+    """Write the adapter directory, replacing an older adapter there."""
     settings = dataclasses.asdict(adapter.settings)
     body = {"format": FORMAT, "format_version": FORMAT_VERSION, "base": adapter.base, **settings}
     with new_directory(destination, overwrite=True) as folder:
@@ -191,7 +191,7 @@ def write(destination: Path, adapter: Adapter) -> None:
 
 
 def _matrices(model: FastVLM) -> dict[str, tuple[int, int]]:
-    """Every matrix's inputs and outputs, by its path."""
+    """The inputs and outputs of every matrix, by path."""
     kinds = (nn.Linear, nn.QuantizedLinear)
     found = {path: _width(module) for path, module in model.named_modules() if isinstance(module, kinds)}
     return dict(sorted(found.items()))

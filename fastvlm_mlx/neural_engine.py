@@ -1,6 +1,6 @@
-"""The vision tower as a Core ML package: on a Mac's Neural Engine, while the language model runs on the GPU.
+"""Runs the vision tower as a Core ML package, on a Mac's Neural Engine, with the language model on the GPU.
 
-Where it runs is Core ML's to decide; nothing here was timed, as it needs macOS.
+Core ML decides where it runs. Nothing here was timed: it needs macOS.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXPORT = "`fastvlm-mlx export MODEL --target coreml -o DIR`"
 
 
 def require() -> Any:
-    """coremltools, or why there is none: told before a model is loaded."""
+    """Import coremltools, or raise before a model is loaded."""
     if sys.platform != "darwin":
         raise ConfigError("Core ML runs on macOS alone; leave --vision-backend out to run the tower in MLX")
     try:
@@ -33,7 +33,7 @@ def require() -> Any:
 
 
 def load(path: Path, dtype: mx.Dtype) -> CoreMLTower:
-    """A package, or the directory that it is in; `dtype` is what the projector computes in."""
+    """Load a package, or the one in a directory. `dtype` is the projector's type."""
     coremltools = require()
     package = path if path.suffix == ".mlpackage" else path / TOWER_PACKAGE
     if not package.exists():
@@ -61,7 +61,7 @@ def load(path: Path, dtype: mx.Dtype) -> CoreMLTower:
 
 
 class CoreMLTower(nn.Module):
-    """In place of `models.vision.FastViTHD`, for pictures of one size."""
+    """Replaces `models.vision.FastViTHD`, for pictures of one size."""
 
     def __init__(self, model: Any, size: int, features: int, dtype: mx.Dtype):
         super().__init__()

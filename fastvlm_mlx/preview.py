@@ -1,4 +1,5 @@
-"""A picture in a terminal: by the terminal's own protocol, or two pixels a character in 24-bit colour."""
+"""Shows a picture in a terminal: by the terminal's own protocol, or as two pixels a character in 24-bit
+color."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 COLUMNS = 32
-_SIDE = 640  # pixels: what a preview is sent with at most
-_CHUNK = 4096  # the most that kitty takes at once
+_SIDE = 640  # pixels; larger pictures are scaled down
+_CHUNK = 4096  # kitty's limit for one escape sequence
 
 
 def blocks(picture: Image.Image, columns: int = COLUMNS) -> str:
-    """Lines of text that show the picture, `columns` wide, its proportions kept."""
+    """Lines of colored blocks that show the picture, `columns` wide, in its proportions."""
     rows = max(1, round(columns * picture.height / picture.width / 2))
     small = picture.convert("RGB").resize((columns, 2 * rows), Image.Resampling.BOX)
     pixels = np.asarray(small).tolist()
@@ -25,7 +26,7 @@ def blocks(picture: Image.Image, columns: int = COLUMNS) -> str:
 
 
 def inline(picture: Image.Image, environment: Mapping[str, str]) -> str | None:
-    """The picture as this terminal can show it, by what it says of itself; None where it cannot."""
+    """The escape sequence that shows the picture in this terminal, None if it has none."""
     within = environment.get("TMUX") or environment.get("TERM", "").startswith(("screen", "tmux"))
     for variable, values, show in _TERMINALS:
         said = environment.get(variable)

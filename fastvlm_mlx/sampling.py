@@ -51,7 +51,7 @@ class Options(TypedDict, total=False):
 
 
 class Sampler:
-    """The state of one answer: the random key and which ids it holds already."""
+    """The sampling state of one answer: its random key and the ids generated so far."""
 
     def __init__(self, sampling: Sampling, vocabulary: int):
         self._how = sampling
@@ -61,7 +61,7 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        """Always the likeliest, whatever was said."""
+        """Whether it always takes the likeliest token, whatever came before."""
         return self._how.temperature == 0 and self._how.repetition_penalty == 1
 
     def __call__(self, logits: mx.array) -> mx.array:
@@ -82,7 +82,7 @@ class Sampler:
 
 
 def filtered(logits: mx.array, how: Sampling) -> mx.array:
-    """What may not be chosen becomes -inf; the most probable id always stays."""
+    """Logits with the ids that the filters exclude at -inf; the most probable id always stays."""
     never = mx.array(-mx.inf, logits.dtype)
     if 0 < how.top_k < logits.size:
         least = mx.topk(logits, how.top_k).min()

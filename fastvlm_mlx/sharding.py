@@ -1,7 +1,4 @@
-"""One language model in several processes, each with a part of every matrix.
-
-How many can share it, and how all of them come by one question.
-"""
+"""Splits one language model over several processes: how many can share it, and how they share a prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ Group = mx.distributed.Group
 
 
 def counts(config: ModelConfig) -> list[int]:
-    """How many processes can share the model."""
+    """The numbers of processes that can share the model."""
     return [count for count in range(1, config.text.kv_heads + 1) if not _cut(config, count)]
 
 
@@ -31,7 +28,7 @@ def check(config: ModelConfig, count: int, where: Path) -> None:
 
 
 def _cut(config: ModelConfig, count: int) -> str:
-    """What would not come out even; "" if all does."""
+    """The part that `count` processes cannot divide evenly, "" if they can."""
     text = config.text
     if text.kv_heads % count:  # the heads are a multiple of these
         return f"{text.heads} heads with {text.kv_heads} of keys and values"
@@ -46,7 +43,7 @@ def _cut(config: ModelConfig, count: int) -> str:
 
 
 def shared(prompt: Prompt, group: Group) -> Prompt:
-    """The first rank's prompt, on every rank; the others give an empty one."""
+    """The first rank's prompt, on every rank; the others pass an empty one."""
     numbers = [number for part in prompt for number in _described(part)]
     length: int = _sent(mx.array([len(numbers)]), group).item()  # type: ignore[assignment]
     told = _sent(mx.array(numbers or [0] * length), group)
@@ -71,7 +68,8 @@ def _parts(told: Iterator[int], pixels: Iterator[mx.array], group: Group) -> Ite
 
 
 def _sent(array: mx.array, group: Group) -> mx.array:
-    """What the first rank has; the others give zeros. Evaluated at once: all must send in one order."""
+    """The first rank's array, on every rank; the others pass zeros. Evaluated now, so that all send in one
+    order."""
     everywhere = mx.distributed.all_sum(array, group=group)
     mx.eval(everywhere)
     return everywhere

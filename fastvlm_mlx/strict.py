@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def parse(cls: type[T], raw: Any, where: Path, *, repair: str, at: str = "") -> T:
-    """`repair` is what every error advises to do; `at` is the place of the value in the file."""
+    """Build `cls` from a parsed file. `repair` ends every error; `at` is the value's place in the file."""
     parsed: T = _Parser(where, repair).parse(cls, raw, at)
     return parsed
 

@@ -85,7 +85,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What the writer said about itself; the header has been checked."""
+    """The header's metadata; the header has been checked."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return dict(json.loads(file.read(length)).get("__metadata__") or {})
@@ -109,7 +109,7 @@ def write(
     metadata: Mapping[str, str],
     wrote: Callable[[int], None],
 ) -> None:
-    """Evaluate, write and let go of one array after another; `names` leave `arrays` as they are written."""
+    """Evaluate, write and free one array at a time; removes `names` from `arrays` as they are written."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     place = 0
     for name in names:

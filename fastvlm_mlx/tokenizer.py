@@ -1,9 +1,9 @@
 """Text to ids and back: Qwen2's byte-level BPE, from any of the files that checkpoints carry.
 
-Both kinds of file are read into the same tables (vocabulary, merges, added tokens) and built by the same
-code, so layouts cannot differ in the ids they give. `<image>` is never a token here: pictures are parts of a
-prompt, and the reference tokenizer reads a literal `<image>` as text. Not covered: other tokenizers.
-"""
+tokenizer.json and vocab.json with merges.txt are read into the same tables (vocabulary, merges, added tokens)
+and built by the same code, so all layouts give the same ids. `<image>` is never a token here: pictures are
+parts of a prompt, and the reference tokenizer reads a literal `<image>` as text. Other tokenizers are not
+supported."""
 
 import codecs
 import json
@@ -22,7 +22,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# What a tokenizer.json must say for the ids to be Qwen2's. None = absent, null, false or empty.
+# The settings of a tokenizer.json that give Qwen2's ids. None means absent, null, false or empty.
 _STEPS = [
     {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False},
     {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
@@ -66,7 +66,7 @@ class Tokenizer:
         return cls(size, _content(config.get("eos_token")), int(limit) if known else None, backend, added)
 
     def encode(self, text: str) -> list[int]:
-        """Special tokens in the text become their ids; nothing is put before or after it."""
+        """Text to ids. Special tokens in the text become their ids; no token is added around it."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -75,11 +75,11 @@ class Tokenizer:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary become nothing."""
+        """Ids to text. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are skipped."""
         return b"".join(self.bytes_of(i, skip_special) for i in ids).decode(errors="replace")
 
     def bytes_of(self, token_id: int, skip_special: bool = True) -> bytes:
-        """What one id adds to the text: often only a part of a character."""
+        """The bytes that one id adds to the text, often only part of a character."""
         if added := self._added.get(token_id):
             return b"" if added.special and skip_special else added.content.encode()
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.size else None
@@ -92,7 +92,7 @@ class Tokenizer:
         return self._backend.token_to_id(token)
 
     def to_json(self) -> str:
-        """What tokenizer.json says."""
+        """The content of a tokenizer.json."""
         return self._backend.to_str()
 
     def save(self, directory: Path) -> None:
@@ -108,7 +108,7 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Ids in, text out as soon as it is certain: `"".join(add...) + finish() == tokenizer.decode(ids)`."""
+    """Streams text: `"".join(add(id) for id in ids) + finish() == tokenizer.decode(ids)`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -118,7 +118,7 @@ class Detokenizer:
         return self._utf8.decode(self._tokenizer.bytes_of(token_id))
 
     def finish(self) -> str:
-        """U+FFFD if a character is still incomplete. Ready for another text afterwards."""
+        """U+FFFD if a character is still incomplete. Resets the state for another text."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -214,7 +214,7 @@ def _build(
 
 
 def _differences(found: Any, wanted: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where `found` is not what `wanted` asks for; more keys than asked for are no difference."""
+    """The places where `found` differs from `wanted`; extra keys in `found` are ignored."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key, value in wanted.items():
             yield from _differences(found.get(key), value, f"{place}.{key}".lstrip("."))

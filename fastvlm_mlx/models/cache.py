@@ -1,4 +1,4 @@
-"""Keys and values of the positions seen so far, one cache a layer, as floats or packed; attention to them."""
+"""The KV cache, one a layer, in floats or quantized, and attention over it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BITS = (4, 8)
 
 
 class Packed(NamedTuple):
-    """(B, kv_heads, L, head_dim) in few bits: words, and a scale and an offset for each group."""
+    """Quantized (B, kv_heads, L, head_dim): packed words, with a scale and a bias for each group."""
 
     words: mx.array
     scales: mx.array
@@ -29,7 +29,7 @@ class Packed(NamedTuple):
 
 
 def packing(bits: int, group_size: int, head_dim: int) -> Quantization:
-    """The largest group that divides a head, and is not larger than asked for."""
+    """Quantization with the largest group that divides a head and is at most `group_size`."""
     if bits not in BITS:
         raise ConfigError(f"keys and values take {' or '.join(map(str, BITS))} bits, not {bits}")
     if group_size not in GROUP_SIZES:
@@ -44,19 +44,19 @@ def packing(bits: int, group_size: int, head_dim: int) -> Quantization:
 
 
 def attend(q: mx.array, k: mx.array | Packed, v: mx.array | Packed, scale: float, mask: Mask) -> mx.array:
-    """(B, heads, L, head_dim) to what a cache gave"""
+    """Attention of queries (B, heads, L, head_dim) over a cache's keys and values."""
     if isinstance(k, Packed):
         assert isinstance(v, Packed)
         if q.shape[2] == 1 or mx.default_device() == mx.Device(mx.gpu):
             return _attend_packed(q, k, v, scale, mask)
-        # Of one layer alone: on a CPU, products of many rows with packed matrices are slow.
+        # One layer at a time: on a CPU, products of many rows with packed matrices are slow.
         k, v = k.floats, v.floats
     assert isinstance(v, mx.array)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
 def _attend_packed(q: mx.array, k: Packed, v: Packed, scale: float, mask: Mask) -> mx.array:
-    """Keys and values are never unpacked; the queries of one key are rows of one product."""
+    """Attention without unpacking; the queries that share a key are rows of one product."""
     (batch, heads, length, dim), kv_heads, held = q.shape, k.words.shape[1], k.words.shape[2]
     rows = (scale * q).reshape(batch, kv_heads, -1, dim)
     scores = mx.quantized_matmul(rows, *k[:3], True, k.how.group_size, k.how.bits)
@@ -70,25 +70,24 @@ def _attend_packed(q: mx.array, k: Packed, v: Packed, scale: float, mask: Mask) 
 
 
 def halves(both: mx.array) -> tuple[mx.array, mx.array]:
-    """Keys and values, as views; an index would copy them."""
+    """Keys and values as views; indexing would copy them."""
     keys, values = mx.split(both, 2)
     return keys.squeeze(0), values.squeeze(0)
 
 
 class KVCache:
-    """Grows by steps of 256 positions and is written in place between them.
+    """Grows in steps of 256 positions and is written in place between them.
 
-    Rows of unequal length stand with their ends together: the shorter begin with columns that hold nothing.
-    With `how` they are packed as they come, each position by itself.
-    """
+    Rows of unequal length are aligned at their ends: shorter ones are padded at the start. With `how`,
+    positions are quantized one by one as they come."""
 
     def __init__(self, how: Quantization | None = None) -> None:
-        self.offset = 0  # columns held
+        self.offset = 0  # columns in use
         self.how = how
-        self._empty: tuple[int, ...] = ()  # of each row's columns, if they are not equally long
+        self._empty: tuple[int, ...] = ()  # padding at the start of each row, if lengths differ
         self._held: tuple[
             mx.array, ...
-        ] = ()  # keys and values in one, or its packed parts; with room to grow
+        ] = ()  # keys and values in one array, or its packed parts, with spare capacity
 
     def extend(self, both: mx.array) -> tuple[mx.array, mx.array] | tuple[Packed, Packed]:
         """Append keys and values (2, B, kv_heads, L, head_dim); return all keys, all values."""
@@ -101,7 +100,7 @@ class KVCache:
         return keys, values
 
     def append(self, *parts: mx.array) -> list[mx.array]:
-        """What `arrays` would hold of new positions; return everything held."""
+        """Append parts as `arrays` has them; return all of each."""
         start, end = self.offset, self.offset + parts[0].shape[-2]
         before: Sequence[mx.array | None] = self._held or [None] * len(parts)
         self._held = tuple(_grown(held, start, end, part) for held, part in zip(before, parts, strict=True))
@@ -112,11 +111,11 @@ class KVCache:
 
     @property
     def position(self) -> int | mx.array:
-        """Where what comes next stands, in every row or in each; in all layers alike."""
+        """The next position, shared or per row; the same in all layers."""
         return mx.array([self.offset - empty for empty in self._empty]) if self._empty else self.offset
 
     def mask(self, length: int) -> Mask:
-        """What so many new positions may see, in all layers alike."""
+        """The attention mask for `length` new positions; the same in all layers."""
         if not self._empty:
             return "causal" if length > 1 else None
         columns, own = mx.arange(self.offset + length), mx.arange(self.offset, self.offset + length)
@@ -124,7 +123,7 @@ class KVCache:
         return held & (columns <= own[:, None])
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows of the batch."""
+        """Keep only these rows of the batch."""
         if not self._held:
             return
         chosen, empty = mx.array(rows), [self._empty[row] for row in rows] if self._empty else []
@@ -134,7 +133,7 @@ class KVCache:
         self._empty = tuple(count - cut for count in empty) if any(count > cut for count in empty) else ()
 
     def join(self, other: KVCache) -> None:
-        """Go on with the rows of both, those of the other last."""
+        """Append the rows of another cache."""
         end = max(self.offset, other.offset)
         empty = [*self._emptied(end), *other._emptied(end)]
         self._held = tuple(
@@ -145,11 +144,11 @@ class KVCache:
         self.offset = end
 
     def row(self, row: int) -> KVCache:
-        """One of the rows by itself; what either does from there on is its own."""
+        """A copy of one row."""
         empty = self._empty[row] if self._empty else 0
         other = KVCache(self.how)
         other.offset = self.offset - empty
-        # Copies: a part of the batch's arrays would keep them whole.
+        # Copies: slices would keep the batch's arrays alive.
         other._held = tuple(held[:, row : row + 1, :, empty : self.offset] + 0 for held in self._held)
         return other
 
@@ -158,11 +157,11 @@ class KVCache:
         return [end - self.offset + empty for empty in self._empty or (0,) * rows]
 
     def trim(self, positions: int) -> None:
-        """Forget all but the first so many."""
+        """Keep the first `positions` only."""
         self.offset = min(self.offset, positions)
 
     def fork(self, positions: int) -> KVCache:
-        """Another that holds the first so many; what either does from there on is its own."""
+        """An independent cache with the first `positions`."""
         other = KVCache(self.how)
         other.offset = min(self.offset, positions)
         other._held = tuple(held[..., : other.offset, :] for held in self._held)
@@ -170,12 +169,12 @@ class KVCache:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """Keys and values (2, B, kv_heads, room, head_dim); packed, their words, scales and biases."""
+        """Keys and values (2, B, kv_heads, capacity, head_dim), or their words, scales and biases."""
         return list(self._held)
 
 
 def _stacked(first: mx.array, used: int, second: mx.array, others: int) -> mx.array:
-    """Both batches, ends together, with room for a step."""
+    """Both batches aligned at their ends, with capacity for another step."""
     end = max(used, others)
     room = -(-(end + 1) // _STEP) * _STEP - end
     parts = [

@@ -1,4 +1,4 @@
-"""Tower, projector and language model together: picture and text parts in, one row of embeddings out."""
+"""Tower, projector and language model together: prompt parts in, embeddings out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .vision import FastViTHD
 
 
 class Gone(nn.Module):
-    """Where tower and projector were."""
+    """Takes the place of tower and projector once they are freed."""
 
     def __call__(self, pixels: mx.array) -> mx.array:
         raise PromptError(
@@ -32,7 +32,7 @@ class FastVLM(nn.Module):
         self.vision = FastViTHD(config.vision)
         self.projector = Projector(config.vision.feature_dim, config.text.hidden_size)
         self.language = Qwen2(config.text)
-        self.group: Group | None = None  # of the ranks that share the decoder
+        self.group: Group | None = None  # the ranks that share the decoder
         quantization = config.quantization
         if quantization:
             nn.quantize(
@@ -50,14 +50,14 @@ class FastVLM(nn.Module):
         self.group = group
 
     def agreed(self, ids: mx.array) -> mx.array:
-        """What the first rank chose: the others may have rounded, or drawn, otherwise."""
+        """The first rank's ids on every rank: the others may have rounded or sampled differently."""
         if self.group is None:
             return ids
-        first = mx.array(self.group.rank() == 0, ids.dtype)  # multiplied, so that all ranks work out theirs
+        first = mx.array(self.group.rank() == 0, ids.dtype)  # multiplied, so that every rank computes its own
         return mx.distributed.all_sum(ids * first, group=self.group)
 
     def forget_tower(self) -> None:
-        """Let go of what only pictures need, and of its memory."""
+        """Free the tower and the projector."""
         self.vision = self.projector = Gone()  # type: ignore[assignment]  # called as they are
         mx.clear_cache()
 

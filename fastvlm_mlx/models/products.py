@@ -1,4 +1,4 @@
-"""Products with a model's matrices: dense or packed, whole, adapted or divided."""
+"""Products with a model's matrices: dense, quantized, with an adapter, or sharded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .. import kernels
 
 
 def product(matrix: Any, rows: mx.array) -> mx.array:
-    """rows · matrixᵀ, of a matrix without bias; an embedding's as a head's"""
+    """rows · matrixᵀ for a matrix without bias, an output head or a tied embedding."""
     if type(matrix) in (nn.Linear, nn.Embedding):
         return kernels.product(rows, matrix.weight)
     y: mx.array = matrix.as_linear(rows) if hasattr(matrix, "as_linear") else matrix(rows)
@@ -19,8 +19,8 @@ def product(matrix: Any, rows: mx.array) -> mx.array:
 
 
 def added(sums: mx.array, matrix: Any, rows: mx.array) -> mx.array:
-    """sums + rows · matrixᵀ, without the matrix's bias: whoever has one puts it into the sums. One operation,
-    where the matrix is dense and whole."""
+    """sums + rows · matrixᵀ without the matrix's bias, which the caller adds to the sums. One operation if
+    the matrix is dense."""
     if type(matrix) is nn.Linear:
         return mx.addmm(sums, rows, matrix.weight.T)
     if isinstance(matrix, nn.QuantizedLinear):
@@ -28,6 +28,6 @@ def added(sums: mx.array, matrix: Any, rows: mx.array) -> mx.array:
         return sums + mx.quantized_matmul(
             rows, matrix.weight, matrix.scales, matrix.get("biases"), transpose=True, **how
         )
-    if hasattr(matrix, "onto"):  # adapted
+    if hasattr(matrix, "onto"):  # with an adapter
         return matrix.onto(sums, rows)
-    return sums + matrix(rows)  # divided between ranks, which none with a bias is
+    return sums + matrix(rows)  # sharded; such a matrix has no bias

@@ -1,8 +1,7 @@
 """Qwen2 with q, k, v in one matmul and gate, up in another (merged at conversion).
 
-Whole, or divided between the ranks of a group: each keeps its heads, its part of every MLP and its rows of an
-untied head, and all go through every step together.
-"""
+It can be sharded over the ranks of a group: each keeps its heads, its part of every MLP and its rows of an
+untied head, and all take every step together."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ Group = mx.distributed.Group
 
 
 class Places(NamedTuple):
-    """Where what is read stands, in every row or in each."""
+    """RoPE offsets, shared or per row."""
 
     first: int | mx.array
-    of_heads: mx.array | None = None  # of one position's heads, queries, keys and values of each row
+    of_heads: mx.array | None = None  # for one position: an offset for every head of every row
 
 
 class Attention(nn.Module):
@@ -52,16 +51,16 @@ class Attention(nn.Module):
         return added(onto, self.out, x.swapaxes(1, 2).reshape(batch, length, -1))
 
     def places_of_heads(self, position: int | mx.array, batch: int) -> mx.array:
-        """Of one position: rows of heads, the values at 0, where rotation changes nothing.
+        """Offsets for one position with all heads as rows. Values get offset 0, which rotates nothing.
 
-        All go through one rotation then, and keys and values come out side by side.
+        So one rotation serves queries, keys and values, and keys and values come out side by side.
         """
         turning = mx.arange(self._heads + 2 * self._kv_heads) < self._heads + self._kv_heads
         of_rows = mx.broadcast_to(mx.array(position), (batch,))
         return (of_rows[:, None] * turning).flatten()
 
     def shard(self, group: Group) -> None:
-        """Keep this rank's queries, with the keys and values that they look at."""
+        """Keep this rank's queries, with their keys and values."""
         ends = [self._heads * self._head_dim, (self._heads + self._kv_heads) * self._head_dim]
         self.qkv = shard_linear(self.qkv, "all-to-sharded", segments=ends, group=group)
         self.out = shard_linear(self.out, "sharded-to-all", group=group)
@@ -101,7 +100,7 @@ class DecoderLayer(nn.Module):
 
 
 class Gathered(nn.Module):
-    """A matrix of which every rank has some rows, and afterwards all outputs."""
+    """A matrix sharded by rows; every rank gets all outputs."""
 
     def __init__(self, matrix: nn.Linear, group: Group):
         super().__init__()
@@ -114,7 +113,8 @@ class Gathered(nn.Module):
 
 
 class Qwen2(nn.Module):
-    """Rows in, hidden states out; `logits` is a call of its own so that prefill pays for one position."""
+    """Embeddings in, hidden states out. `logits` is separate so that prefill computes it for one position
+    only."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -123,12 +123,12 @@ class Qwen2(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         if not config.tied:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.packing: Quantization | None = None  # of keys and values
+        self.packing: Quantization | None = None  # of the KV cache
 
     def __call__(self, rows: mx.array, caches: Sequence[KVCache]) -> mx.array:
         """(B, L, d) -> (B, L, d)"""
         batch, length, _ = rows.shape
-        position, mask = caches[0].position, caches[0].mask(length)  # of all layers alike
+        position, mask = caches[0].position, caches[0].mask(length)  # shared by all layers
         places = Places(position)
         if length == 1 and mx.default_device() == mx.Device(mx.gpu):  # on a CPU that would be slower
             places = Places(position, self.layers[0].attention.places_of_heads(position, batch))
@@ -141,7 +141,8 @@ class Qwen2(nn.Module):
         return product(self.head if "head" in self else self.embedding, hidden)
 
     def shard(self, group: Group) -> None:
-        """Keep this rank's part of the weights; before they are evaluated, nothing else is ever held."""
+        """Keep this rank's part of the weights. Called before they are evaluated, so the rest is never in
+        memory."""
         for layer in self.layers:
             layer.attention.shard(group)
             layer.mlp.shard(group)

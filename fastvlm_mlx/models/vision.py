@@ -1,4 +1,5 @@
-"""FastViTHD in run form: one convolution where training had branches, and no norm or scale left over.
+"""FastViTHD in run form: one convolution in place of each set of training branches, no BatchNorm, no layer
+scale.
 
 Folded into the weights at conversion: every BatchNorm (the ConvFFN's shift into fc1's bias), every
 layer scale (into fc2 and the attention projection), the attention's 1/√d and LayerNorm's affine
@@ -24,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class Prepared(Generic[_T]):
-    """What `make` made of some weights; made anew when they are others."""
+    """Caches what `make` returns for some weights; calls it again when the weights change."""
 
     def __init__(self, make: Callable[..., _T]):
         self._make = make
@@ -37,9 +38,9 @@ class Prepared(Generic[_T]):
 
 
 class DepthwiseConv(nn.Module):
-    """`widening` outputs per channel: all channels' first ones, then all second ones.
+    """Depthwise convolution with `widening` outputs a channel: all first outputs, then all second ones.
 
-    What adds the bias differs: on a GPU it costs nothing within what comes next.
+    Callers may add the bias themselves: on a GPU it is free inside the next operation.
     """
 
     def __init__(self, channels: int, kernel: int, *, stride: int = 1, widening: int = 1, bias: bool = True):
@@ -57,7 +58,7 @@ class DepthwiseConv(nn.Module):
 
 
 def pointwise(matrix: nn.Linear, before: DepthwiseConv, x: mx.array) -> mx.array:
-    """GELU, a matrix, GELU again, after a convolution"""
+    """A depthwise convolution, GELU, a 1×1 convolution, GELU."""
     rows = before.unbiased(x)
     return kernels.by_rows(lambda rows: gelu(matrix(gelu(rows, before.bias))), rows.shape[-1], rows)
 
@@ -97,12 +98,12 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(ratio * dim, dim)
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
-        """Takes x and the bias that is still to be added to it; returns the block's output."""
+        """The block's output for x and a bias that is not added to it yet."""
         x, sums = kernels.shifted(x, bias, self.fc2.bias)
         return self.widened(sums, self.depthwise.unbiased(x))
 
     def widened(self, sums: mx.array, rows: mx.array) -> mx.array:
-        """What comes after the convolution; `sums`: what fc2 adds to, its bias in it"""
+        """The part after the convolution. `sums` is the residual, with fc2's bias added."""
         wide = self.fc1.weight.shape[0]
         return kernels.by_rows(
             lambda sums, rows: added(sums, self.fc2, gelu(self.fc1(rows))), wide, sums, rows
@@ -129,7 +130,7 @@ class Attention(nn.Module):
         self._head_dim = head_dim
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """x + what is attended to, and the bias that is still to be added"""
+        """x + attention, and the bias that is not added yet"""
         batch, height, width, dim = x.shape
         rows = x.reshape(batch, height * width, dim)
         qkv = kernels.by_rows(
@@ -213,7 +214,7 @@ class Pooling(nn.Module):
 
 
 class MultiScale(nn.Module):
-    """Outputs of earlier stages on the last one's grid, then its features: (B, h, w, sum of all widths)"""
+    """Outputs of earlier stages on the last one's grid, then its features: (B, h, w, sum of widths)"""
 
     def __init__(self, config: VisionConfig, learned: bool):
         super().__init__()
@@ -241,7 +242,7 @@ class FastViTHD(nn.Module):
         return features
 
     def trace(self, pixels: mx.array) -> Iterator[tuple[str, mx.array]]:
-        """Every stage's output by name, lazily, the features last: what parity tests compare."""
+        """Every stage's output by name, the features last; for parity tests."""
         x = self.stem(pixels.astype(self.stem.conv.weight.dtype))
         yield "stem", x
         outputs = []
