@@ -11,9 +11,9 @@ prompt = vlm.prompt(" ".join(question) or "Describe the image.", images=[picture
 for event in vlm.stream(prompt, max_tokens=64):
     match event:
         case Prefilled(vision_s, prefill_s, image_tokens, text_tokens):
-            seen = f"{image_tokens} picture tokens in {vision_s:.2f} s"
-            read = f"{text_tokens} text tokens, prefill {prefill_s:.2f} s"
-            print(f"[{seen}; {read}]", file=sys.stderr)
+            vision = f"{image_tokens} picture tokens in {vision_s:.2f} s"
+            text = f"{text_tokens} text tokens, prefill {prefill_s:.2f} s"
+            print(f"[{vision}; {text}]", file=sys.stderr)
         case Token(text=text):
             print(text, end="", flush=True)
         case Finished(text=rest):

@@ -36,7 +36,7 @@ def main(picture: str, question: str = "Describe the picture in one sentence.") 
         for choice in chunk.choices:
             print(choice.delta.content or "", end="", flush=True)
         if chunk.usage:
-            print(f"\n[{chunk.usage.prompt_tokens} tokens asked, {chunk.usage.completion_tokens} said]")
+            print(f"\n[{chunk.usage.prompt_tokens} prompt tokens, {chunk.usage.completion_tokens} generated]")
 
 
 if __name__ == "__main__":

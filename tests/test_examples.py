@@ -32,7 +32,7 @@ def test_compare(model: Path) -> None:
 
 
 def test_talk(model: Path, tmp_path: Path) -> None:
-    lines = run("talk.py", model, PICTURES / "tall.png", tmp_path / "talk").split(" known]\n")
+    lines = run("talk.py", model, PICTURES / "tall.png", tmp_path / "talk").split(" cached]\n")
     assert lines[0].endswith(", 0")
     assert not lines[1].endswith(", 0")
     assert (tmp_path / "talk").stat().st_size > 0

@@ -27,7 +27,7 @@ def test_the_example_asks_and_shows(server: Server) -> None:
         check=False,
     )
     assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout.endswith("512 said]\n")
+    assert told.stdout.endswith("512 generated]\n")
 
 
 @pytest.mark.parametrize(

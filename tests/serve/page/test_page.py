@@ -35,7 +35,7 @@ def test_the_camera_is_asked_about(visit: Visit, stand_in: StandIn) -> None:
     expect(page.locator("#ttft")).to_have_text(re.compile(r"^\d+ ms$|^\d\.\d\d s$"))
     expect(page.locator("#speed")).to_have_text("45.2")
     expect(page.locator("#parts")).to_contain_text("prefill 30 ms · first token at the server 50 ms")
-    expect(page.locator("#parts")).to_contain_text("16 picture tokens · 3 tokens said")
+    expect(page.locator("#parts")).to_contain_text("16 picture tokens · 3 tokens")
     (asked,) = stand_in.asked
     body = asked.body
     assert (body["model"], body["stream"], body["temperature"]) == ("fastvlm-tiny", True, 0)
