@@ -1,7 +1,7 @@
 """Answers in the making, side by side: any may begin or leave while the others go on.
 
 batch = Batch(model, tokenizer, stop_ids)
-batch.add([row], caches, read(model, embedded, caches))
+batch.admit([batch.row(sampling, max_tokens)], [prompt], features, caches)
 while batch.rows:
     for row, event in batch.step(): ...
 """
@@ -23,7 +23,7 @@ from .memory import Features
 from .models.cache import KVCache
 from .models.fastvlm import FastVLM
 from .prompt import Picture, Prompt, positions
-from .sampling import Sampler
+from .sampling import Sampler, Sampling
 from .tokenizer import Detokenizer, Tokenizer
 
 PREFILL_CHUNK = 512  # positions a step, of all prompts together: bounds their activations
@@ -119,8 +119,36 @@ class Batch:
         self._said = mx.zeros((0,), mx.uint32)  # what was looked at last
         self._next: mx.array | None = None  # chosen after that, if it has been
 
-    def add(self, rows: Sequence[Row], caches: list[KVCache], hidden: mx.array) -> None:
-        """Begin answers to prompts that `caches` have read, `hidden` (B, d) being their last states."""
+    def row(
+        self,
+        sampling: Sampling,
+        room: int,
+        likeliest: int | None = None,
+        form: Form | None = None,
+        guesser: Guesser | None = None,
+    ) -> Row:
+        sampler = Sampler(sampling, self._tokenizer.size)
+        return Row(sampler, Detokenizer(self._tokenizer), room, likeliest, form, guesser)
+
+    def admit(
+        self,
+        rows: Sequence[Row],
+        prompts: Sequence[Prompt],
+        features: Mapping[Picture, mx.array],
+        caches: list[KVCache],
+        between: Callable[[], None] = lambda: None,
+    ) -> float:
+        """Prefill prompts of one length after what `caches` hold, and choose their first tokens; returns
+        seconds.
+
+        `between()` runs after each chunk, so that other answers make progress.
+        """
+        began = time.perf_counter()
+        embedded = mx.concatenate([self.model.embed(prompt, features) for prompt in prompts])
+        self._start(rows, caches, read(self.model, embedded, caches, between))
+        return time.perf_counter() - began
+
+    def _start(self, rows: Sequence[Row], caches: list[KVCache], hidden: mx.array) -> None:
         self._sweep()
         first = self._choose(rows, hidden)
         mx.eval(first)
@@ -136,6 +164,11 @@ class Batch:
         began = time.perf_counter()
         for row in rows:
             row.began, row.done = began, row.room == 0
+
+    def clear(self) -> None:
+        """Drop all answers."""
+        self.rows, self._caches = [], []
+        self._said, self._next = mx.zeros((0,), mx.uint32), None
 
     def step(self) -> list[tuple[Row, Token | Finished]]:
         """A token of each answer, or several where they were guessed; with its last, that it is finished."""
@@ -238,9 +271,17 @@ class Batch:
         id = row.sampler(logits)
         if row.likeliest is not None:
             logprobs = free - mx.logsumexp(free)
-            top = mx.argsort(-logprobs)[: row.likeliest]
+            top = _top(logprobs, row.likeliest)
             row.told.append((logprobs[id], top, logprobs[top]))
         return id
+
+
+def _top(logprobs: mx.array, count: int) -> mx.array:
+    """The ids of the `count` largest, in order; the vocabulary is not sorted for it."""
+    if not count:
+        return mx.zeros((0,), mx.uint32)
+    some = mx.argpartition(-logprobs, count - 1)[:count]
+    return some[mx.argsort(-logprobs[some])]
 
 
 def _told(found: tuple[mx.array, ...] | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,20 +15,17 @@ from .decoding import (
     Guesser,
     Prefilled,
     Row,
-    Seen,
     Token,
     leave_tower,
     prefilled,
-    read,
     see,
 )
 from .errors import PromptError
 from .memory import Features, Prefix
-from .models.cache import KVCache
 from .models.fastvlm import FastVLM
 from .prompt import Prompt, positions
-from .sampling import Sampler, Sampling
-from .tokenizer import Detokenizer, Tokenizer
+from .sampling import Sampling
+from .tokenizer import Tokenizer
 
 
 def stream(
@@ -63,9 +59,8 @@ def stream(
         if low_memory:
             seen = replace(seen, read_s=leave_tower(model))
         batch = Batch(model, tokenizer, stop_ids)
-        row = _row(tokenizer, sampling, room)
-        row.guesser = guesser
-        prefill_s = _begin(batch, [row], [rest], seen, caches)
+        row = batch.row(sampling, room, guesser=guesser)
+        prefill_s = batch.admit([row], [rest], seen.features, caches)
         yield prefilled(rest, seen, prefill_s, reused)
         for _, event in _decoded(batch, [row]):
             if prefix is not None and isinstance(event, Token):
@@ -128,27 +123,13 @@ def streams(
     index_of: dict[Row, int] = {}
     for indices in alike.values():
         group = [prompts[index] for index in indices]
-        rows = [_row(tokenizer, sampling, room_for(prompt, context, max_tokens)) for prompt in group]
+        rows = [batch.row(sampling, room_for(prompt, context, max_tokens)) for prompt in group]
         index_of |= zip(rows, indices, strict=True)
-        prefill_s = _begin(batch, rows, group, seen, model.language.new_caches())
+        prefill_s = batch.admit(rows, group, seen.features, model.language.new_caches())
         for index, prompt in zip(indices, group, strict=True):
             yield index, prefilled(prompt, seen, prefill_s)
     for row, event in _decoded(batch, list(index_of)):
         yield index_of[row], event
-
-
-def _row(tokenizer: Tokenizer, sampling: Sampling, room: int) -> Row:
-    return Row(Sampler(sampling, tokenizer.size), Detokenizer(tokenizer), room)
-
-
-def _begin(
-    batch: Batch, rows: Sequence[Row], prompts: Sequence[Prompt], seen: Seen, caches: list[KVCache]
-) -> float:
-    """Read prompts of one length and choose their first tokens; in how many seconds."""
-    began = time.perf_counter()
-    embedded = mx.concatenate([batch.model.embed(prompt, seen.features) for prompt in prompts])
-    batch.add(rows, caches, read(batch.model, embedded, caches))
-    return time.perf_counter() - began
 
 
 def _decoded(batch: Batch, rows: Sequence[Row]) -> Iterator[tuple[Row, Token | Finished]]:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from . import checkpoint, generate, hub, image, lora, neural_engine
+from . import checkpoint, generate, hub, image, lora, neural_engine, thread_exit
 from .checkpoint import Loaded
 from .config import GROUP_SIZES, IMAGE_MARK, STRIDE, ImageConfig, ModelConfig, Quantization
 from .decoding import Event, Guesser
@@ -100,6 +100,7 @@ class Turns:
 
     @contextmanager
     def mine(self) -> Iterator[None]:
+        thread_exit.note()
         with self._lock, mx.stream(self._stream):
             yield
 

@@ -10,7 +10,7 @@ import fastvlm_mlx
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    "errors blas progress journal ahead",
+    "errors blas progress journal ahead thread_exit",
     "strict atomic amounts",
     "config",
     "reading kernels",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -156,3 +158,22 @@ def test_a_session_goes_from_thread_to_thread(vlm: VLM, tmp_path: Path) -> None:
     answers = {one.generate("How many shapes are there?", max_tokens=8).ids for one in (session, fork, again)}
     assert len(answers) == 1
     assert first.ids
+
+
+_LOADS = """
+import threading
+import fastvlm_mlx
+def ask():
+    fastvlm_mlx.load("tiny").generate("Hello", max_tokens=2, temperature=1.0)
+thread = threading.Thread(target=ask)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_program_ends_well_whose_thread_used_a_model(rounds: int) -> None:
+    """A thread that is still ending takes Python's lock; where many run at once, while Python itself ends."""
+    for _ in range(rounds):
+        running = [subprocess.Popen([sys.executable, "-c", _LOADS]) for _ in range(12)]
+        assert [process.wait(120) for process in running] == [0] * len(running)

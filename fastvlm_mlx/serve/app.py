@@ -11,8 +11,8 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib import resources
+from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -100,7 +100,8 @@ class _Service:
         self._settings, self._vlm, self._engine = settings, vlm, engine
         self._metrics = Metrics(engine)
         self.counted = self._metrics.requests
-        self._shapes = cache(lambda: Shapes(vlm.tokenizer))  # takes seconds, and few ask for it
+        self._shapes: Shapes | None = None  # takes seconds to make, and few ask for it
+        self._making_shapes = Lock()
         self._began = int(time.time())
         self._decoding = CapacityLimiter(_DECODING)
         self._inside = 0  # requests for completions, from their first byte to their last
@@ -135,7 +136,7 @@ class _Service:
         arrived = time.perf_counter()
         self._check_key(request)
         self._enter()
-        streaming = False
+        streaming = asked_well = False
         try:
             asked = wire.parse(await self._body(request))
             self._check_model(asked.model)
@@ -145,6 +146,7 @@ class _Service:
                 f"chatcmpl-{uuid.uuid4().hex}", self._settings.name, int(time.time()), asked.include_usage
             )
             events = self._events(question)
+            asked_well = True
             if not asked.stream:
                 return JSONResponse(await unless_gone(request, self._whole(asked, head, course, events)))
             course.follow(await unless_gone(request, anext(events)))  # what fails at once has its status
@@ -152,7 +154,7 @@ class _Service:
             return Streamed(self._chunks(asked, head, course, events), lambda: self._leave(arrived))
         finally:
             if not streaming:
-                self._leave(arrived)
+                self._leave(arrived if asked_well else None)
 
     # --- answers
 
@@ -262,14 +264,24 @@ class _Service:
         except PromptError as error:
             raise wire.Refused(str(error), param="messages", code="context_length_exceeded") from None
         form = asked.form
-        shape = None if form is None else self._shapes().begin(form)
+        shape = None if form is None else self._shapes_of_vocabulary().begin(form)
         most = self._settings.max_tokens if asked.max_tokens is None else asked.max_tokens
         return Question(prompt, most, asked.sampling, asked.top_logprobs, shape)
+
+    def _shapes_of_vocabulary(self) -> Shapes:
+        with self._making_shapes:  # requests are prepared in several threads
+            if self._shapes is None:
+                self._shapes = Shapes(self._vlm.tokenizer)
+            return self._shapes
 
     def _check_host(self, request: Request) -> None:
         """A page of anywhere may have its name point to this machine; it then asks by that name."""
         hosts, asked = self._settings.hosts, request.headers.get("host", "")
-        if hosts and urlsplit(f"//{asked}").hostname not in hosts:
+        try:
+            name = urlsplit(f"//{asked}").hostname
+        except ValueError:  # such as an open bracket
+            raise wire.Refused(f"no host name {asked!r}; ask by the server's address") from None
+        if hosts and name not in hosts:
             raise wire.Refused(f"this server is not called {asked!r}; ask it by an address of its own", 403)
 
     def _check_key(self, request: Request) -> None:
@@ -299,8 +311,11 @@ class _Service:
             raise _Busy(min(max(math.ceil(self._usual_s * self._inside / places), least), most))
         self._inside += 1
 
-    def _leave(self, arrived: float) -> None:
+    def _leave(self, arrived: float | None) -> None:
+        """None: the request was refused, and its time says nothing of an answer's."""
         self._inside -= 1
+        if arrived is None:
+            return
         self._usual_s += (time.perf_counter() - arrived - self._usual_s) / 16
 
     def _count(self, course: Course) -> None:

@@ -10,24 +10,26 @@ not worked out again.
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from ..decoding import Batch, Event, Finished, Form, Row, Token, prefilled, read, see
-from ..errors import FastVLMError, PromptError
+from .. import thread_exit
+from ..decoding import Batch, Event, Finished, Form, Row, Seen, Token, prefilled, see
+from ..errors import FastVLMError
 from ..generate import refuse_beyond, room_for
 from ..memory import FEATURE_BYTES, PREFIX_BYTES, Features, Prefix, Prefixes, rows
 from ..prompt import Prompt, positions
-from ..sampling import Sampler, Sampling
-from ..tokenizer import Detokenizer
+from ..sampling import Sampling
 from ..vlm import VLM
 
+_LOG = logging.getLogger(__name__)
 _AT_ONCE = 512  # positions begun before those that are being answered have their turn again
 
 
@@ -61,11 +63,20 @@ class Ticket:
     ended: bool = False
     said: list[int] = field(default_factory=list)
 
-    def end(self, event: Finished | Failed) -> None:
-        """Tell the last there is to tell, once."""
-        if not self.ended:
-            self.ended = True
+    def send(self, event: Event | Failed) -> None:
+        """Pass an event on. A receiver that raises ends its own answer, and nobody else's."""
+        if self.ended:
+            return
+        try:
             self.tell(event)
+        except Exception:  # noqa: BLE001 - a receiver's mistake must not stop the model
+            _LOG.exception("the receiver of an answer failed")
+            self.ended = self.cancelled = True
+
+    def end(self, event: Finished | Failed) -> None:
+        """Send the last event, once."""
+        self.send(event)
+        self.ended = True
 
 
 class _Kept:
@@ -112,6 +123,7 @@ class Engine:
         self.read_tokens = 0
         self._load = load
         self._waiting: deque[Ticket] = deque()
+        self._beginning: list[Ticket] = []
         self._answering: dict[Row, Ticket] = {}
         self._changed = threading.Condition()
         self._closing = False
@@ -151,7 +163,7 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join(wait_s)
-        for ticket in [*self._waiting, *self._answering.values()]:
+        for ticket in [*self._waiting, *self._beginning, *self._answering.values()]:
             ticket.cancelled = True
         self._thread.join(10)
 
@@ -160,6 +172,7 @@ class Engine:
             loaded: VLM | BaseException = self._load()
         except BaseException as error:  # noqa: BLE001 - raised by who started the thread
             loaded = error
+        thread_exit.note()
         with self._changed:
             self._loaded = loaded
             self._changed.notify_all()
@@ -171,72 +184,88 @@ class Engine:
                 self._changed.wait_for(lambda: self._waiting or self._answering or self._closing)
                 if self._closing and not self._waiting and not self._answering:
                     return
-                tickets = self._taken()
-            try:
-                self._begin(loaded, tickets)
-                self._step()
-            except Exception as error:  # noqa: BLE001 - whatever it was, the next question may fare better
-                for ticket in [*tickets, *self._answering.values()]:
-                    ticket.end(Failed(error))
-                self._answering.clear()
-                self._batch = Batch(loaded.model, loaded.tokenizer, loaded.config.eos_token_ids)
+                self._take()
+            self._begin(loaded)
+            self._step()
 
-    def _taken(self) -> list[Ticket]:
-        """Who is next, as far as there are places and as they can be begun in a short time."""
-        taken: list[Ticket] = []
-        asked = 0
+    def _take(self) -> None:
+        """Choose who is next, as far as there are places and as they can be prefilled in a short time."""
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
-        while self._waiting and len(self._answering) + len(taken) < self.places and asked < _AT_ONCE:
-            taken.append(self._waiting.popleft())
-            asked += positions(taken[-1].question.prompt)
-        return taken
+        asked, free = 0, self.places - len(self._answering)
+        while self._waiting and len(self._beginning) < free and asked < _AT_ONCE:
+            self._beginning.append(self._waiting.popleft())
+            asked += positions(self._beginning[-1].question.prompt)
 
-    def _begin(self, vlm: VLM, tickets: Sequence[Ticket]) -> None:
-        context, size = vlm.config.text.context, vlm.tokenizer.size
-        begun: list[tuple[Ticket, Prefix, int, Prompt]] = []
-        for ticket in tickets:
-            prompt = ticket.question.prompt
-            try:
-                refuse_beyond(context, [prompt])
-            except PromptError as error:
-                ticket.end(Failed(error))
+    def _begin(self, vlm: VLM) -> None:
+        """Encode the pictures of all who begin together, then prefill one prompt after another."""
+        resumed: list[tuple[Ticket, Prefix, int, Prompt]] = []
+        for ticket in self._beginning:
+            if ticket.cancelled:
                 continue
-            prefix = self.prefixes.begun(prompt, vlm.model.language.new_caches)
-            begun.append((ticket, prefix, *prefix.resume(prompt)))
-        seen = see([rest for *_, rest in begun], vlm.model, self.features)
-        for ticket, prefix, reused, rest in begun:
-            question = ticket.question
-            row = Row(
-                Sampler(question.sampling, size),
-                Detokenizer(vlm.tokenizer),
-                room_for(question.prompt, context, question.max_tokens),
-                question.likeliest,
-                question.form and _Kept(question.form, ticket, size),
-            )
-            began = time.perf_counter()
-            hidden = read(vlm.model, vlm.model.embed(rest, seen.features), prefix.caches, self._step)
-            self.prefixes.put(prefix.fork(len(prefix)))
-            self._batch.add([row], prefix.caches, hidden)
-            self._answering[row] = ticket
-            self.reused_tokens += reused
-            self.read_tokens += positions(rest)
-            ticket.tell(prefilled(rest, seen, time.perf_counter() - began, reused))
-            if not row.room:
-                self._leave(row, self._batch.finish(row, "length"))
+            with self._failing_alone(ticket):
+                prompt = ticket.question.prompt
+                refuse_beyond(vlm.config.text.context, [prompt])
+                prefix = self.prefixes.begun(prompt, vlm.model.language.new_caches)
+                resumed.append((ticket, prefix, *prefix.resume(prompt)))
+        together: Seen | None = None
+        try:
+            together = see([rest for *_, rest in resumed], vlm.model, self.features)
+        except Exception as error:  # noqa: BLE001 - each is tried by itself, and fails by itself
+            _LOG.debug("pictures of several questions: %s", error)
+        for ticket, prefix, reused, rest in resumed:
+            if ticket.cancelled:
+                continue
+            with self._failing_alone(ticket):
+                self._prefill(vlm, ticket, prefix, reused, rest, together)
+        self._beginning.clear()
+
+    def _prefill(
+        self, vlm: VLM, ticket: Ticket, prefix: Prefix, reused: int, rest: Prompt, together: Seen | None
+    ) -> None:
+        question = ticket.question
+        seen = see([rest], vlm.model, self.features) if together is None else together
+        row = self._batch.row(
+            question.sampling,
+            room_for(question.prompt, vlm.config.text.context, question.max_tokens),
+            question.likeliest,
+            question.form and _Kept(question.form, ticket, vlm.tokenizer.size),
+        )
+        prefill_s = self._batch.admit([row], [rest], seen.features, prefix.caches, self._step)
+        self._answering[row] = ticket
+        self.prefixes.put(prefix.fork(len(prefix)))
+        self.reused_tokens += reused
+        self.read_tokens += positions(rest)
+        ticket.send(prefilled(rest, seen, prefill_s, reused))
+        if not row.room:
+            self._leave(row, self._batch.finish(row, "length"))
+
+    @contextmanager
+    def _failing_alone(self, ticket: Ticket) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next question may fare better
+            ticket.end(Failed(error))
+            ticket.cancelled = True
 
     def _step(self) -> None:
-        """A token for everybody."""
+        """Decode a token of every answer. A failure here is everybody's: they share one batch."""
         for row, ticket in list(self._answering.items()):
             if ticket.cancelled:
                 row.done = True
                 del self._answering[row]
-        for row, event in self._batch.step():
+        try:
+            events = self._batch.step()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next question may fare better
+            for ticket in self._answering.values():
+                ticket.end(Failed(error))
+            self._answering.clear()
+            self._batch.clear()
+            return
+        for row, event in events:
             ticket = self._answering[row]
-            if ticket.ended:
-                continue
             if isinstance(event, Token):
                 ticket.said.append(event.id)
-                ticket.tell(event)
+                ticket.send(event)
             else:
                 known = [*rows(ticket.question.prompt), *ticket.said]
                 self.prefixes.put(Prefix(self._batch.caches_of(row), known))

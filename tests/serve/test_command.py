@@ -70,16 +70,19 @@ def command(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-def test_stopped_it_ends_the_answers_that_have_begun() -> None:
+@pytest.mark.parametrize("cycles", [4, pytest.param(200, marks=pytest.mark.slow)])
+def test_stopped_it_ends_the_answers_that_have_begun(cycles: int) -> None:
+    """And the process ends well, however its threads end."""
     messages = [{"role": "user", "content": "Hello"}]
     asked = {"messages": messages, "stream": True, "max_tokens": 300}
-    with command() as (process, origin), httpx.Client(base_url=origin, timeout=60) as client:
-        with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            process.terminate()
-            assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert process.wait(30) == 0
+    for _ in range(cycles):
+        with command() as (process, origin), httpx.Client(base_url=origin, timeout=60) as client:
+            with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                process.terminate()
+                assert [line for line in lines if line][-1] == "data: [DONE]"
+            assert process.wait(30) == 0
 
 
 def test_a_port_that_is_taken_is_said_at_once(run: Run, server: Server) -> None:

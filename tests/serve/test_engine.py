@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -265,3 +266,109 @@ def test_closing_waits_for_answers_and_no_longer(vlm: VLM) -> None:
     assert len(told.ids()) <= 20
     with pytest.raises(Exception, match="shutting down"):
         ask(engine, vlm.prompt("Hello"))
+
+
+def test_a_receiver_that_raises_ends_its_own_answer_alone(vlm: VLM, engine: Engine) -> None:
+    def broken(event: Event | Failed) -> None:
+        raise RuntimeError("the receiver is gone")
+
+    expected = vlm.generate("Hello", max_tokens=12).ids
+    well = ask(engine, vlm.prompt("Hello"))
+    engine.ask(Question(vlm.prompt("Hello")), broken)
+    assert well.ids() == expected
+    assert ask(engine, vlm.prompt("Hello")).ids() == expected
+
+
+def test_a_prefill_that_fails_fails_alone(
+    vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch, pictures: list[Picture]
+) -> None:
+    """Also where the pictures of those who begin together are encoded together."""
+    sound = vlm.model.embed
+    bad = Picture(mx.zeros((1, 128, 128, 3)))
+    expected = [vlm.generate(vlm.prompt("What is this?", [one]), max_tokens=12).ids for one in pictures[:2]]
+
+    def embed(prompt: Prompt, *features: object) -> mx.array:
+        if bad in prompt:
+            raise MemoryError("full")
+        return sound(prompt, *features)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(vlm.model, "embed", embed)
+    running = ask(engine, vlm.prompt("Hello"), 30)
+    asked = [ask(engine, vlm.prompt("What is this?", [one])) for one in (pictures[0], bad, pictures[1])]
+    assert asked[0].ids() == expected[0]
+    assert [type(event) for event in asked[1]] == [Failed]
+    assert asked[2].ids() == expected[1]
+    assert running.ids() == vlm.generate("Hello", max_tokens=30).ids
+
+
+def test_pictures_that_cannot_be_encoded_together_are_encoded_one_by_one(
+    vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch, pictures: list[Picture]
+) -> None:
+    sound = type(vlm.model.projector).__call__
+
+    def narrow(self: object, x: mx.array) -> mx.array:
+        if len(x) > 1:
+            raise MemoryError("full")
+        return sound(self, x)  # type: ignore[arg-type]
+
+    expected = [vlm.generate(vlm.prompt("What is this?", [one]), max_tokens=12).ids for one in pictures]
+    monkeypatch.setattr(type(vlm.model.projector), "__call__", narrow)
+    asked = [ask(engine, vlm.prompt("What is this?", [one])) for one in pictures]
+    assert [told.ids() for told in asked] == expected
+
+
+def test_who_leaves_while_others_are_prefilled_is_not_prefilled(
+    vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, begun, go_on = vlm.model.embed, queue.Queue[Prompt](), queue.Queue[None]()
+
+    def embed(prompt: Prompt, *features: object) -> mx.array:
+        begun.put(prompt)
+        go_on.get(timeout=WAIT_S)
+        return sound(prompt, *features)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(vlm.model, "embed", embed)
+    first = ask(engine, vlm.prompt("Hello"), 1)
+    begun.get(timeout=WAIT_S)
+    second, third = ask(engine, vlm.prompt("What?"), 1), ask(engine, vlm.prompt("Never mind"), 1)
+    go_on.put(None)
+    begun.get(timeout=WAIT_S)  # the other two have been taken together
+    assert third.ticket
+    third.ticket.cancelled = True
+    for _ in range(2):
+        go_on.put(None)
+    assert len(first.ids()) == len(second.ids()) == 1
+    assert ask(engine, vlm.prompt("And now?"), 0).ids() == ()
+    assert begun.qsize() == 1
+
+
+def test_closing_leaves_nobody_behind(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who are taken and not yet answered are told to leave, too."""
+    engine = Engine(lambda: vlm)
+    engine.start()
+    closing = threading.Event()
+    sound = vlm.model.embed
+
+    def embed(prompt: Prompt, *features: object) -> mx.array:
+        closing.wait(WAIT_S)
+        return sound(prompt, *features)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(vlm.model, "embed", embed)
+    tickets = [ask(engine, vlm.prompt(f"Hello {number}"), LONG).ticket for number in range(3)]
+    threading.Timer(0.3, closing.set).start()
+    engine.close()
+    assert all(ticket and ticket.cancelled for ticket in tickets)
+    assert not engine._thread.is_alive()
+
+
+def test_alternatives_are_not_sorted_out_of_the_whole_vocabulary(
+    vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_: list[int] = []
+    sound = mx.argsort
+    monkeypatch.setattr(mx, "argsort", lambda x, **how: (sorted_.append(x.size), sound(x, **how))[1])
+    none = [event for event in ask(engine, vlm.prompt("Hello"), 4, likeliest=0) if isinstance(event, Token)]
+    assert all(event.logprob is not None and event.likeliest == () for event in none)
+    assert sorted_ == []
+    ask(engine, vlm.prompt("Hello"), 4, likeliest=3).ids()
+    assert set(sorted_) == {3}

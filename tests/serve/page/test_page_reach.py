@@ -126,7 +126,7 @@ def test_everything_has_a_name_a_size_and_contrast_and_nothing_moves(
     film(page)
     page.get_by_role("combobox", name="Which camera").wait_for()
     page.click("#ask")
-    expect(page.locator("#parts")).to_contain_text("said")
+    expect(page.locator("#parts")).to_contain_text("tokens")
     assert [page.locator(name).bounding_box() for name in FIXED] == boxes
     assert page.evaluate("document.documentElement.scrollWidth") == size[0]
     assert page.evaluate("document.documentElement.scrollHeight") == size[1]
