@@ -4,8 +4,7 @@
 the 0.5B's size are exported as graphs (`mx.export_function`) and their primitives counted. On any machine
 the graphs are those of a GPU: what is one kernel there (norms, RoPE, attention of 64 or 128 values a head,
 whatever is compiled) is one node. Views are primitives that only look at their input otherwise. Bytes are the
-inputs and outputs of the others; what is broadcast counts as stored. All are MLX's own, but for the last two
-rows: there a RepMixer's 3×3, the biases and the 7×7 after it are one kernel, as where it is chosen.
+inputs and outputs of the others; what is broadcast counts as stored. All are MLX's own.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -57,7 +55,7 @@ def as_on_a_gpu() -> None:
         fused if q.shape[-1] in _FUSED_HEADS else attend
     )(q, k, v, **settings)
     mx.default_device = lambda: mx.Device(mx.gpu)  # type: ignore[assignment]  # what our kernels ask
-    os.environ["FASTVLM_MLX_KERNELS"] = "stock"  # there is no GPU to measure others on
+    os.environ["FASTVLM_MLX_KERNELS"] = "stock"  # whatever `tune` chose on this machine
 
 
 as_on_a_gpu()
@@ -68,8 +66,6 @@ from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
 
 from fastvlm_mlx.checkpoint import DTYPES  # noqa: E402
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig  # noqa: E402
-from fastvlm_mlx.kernels import repmixer  # noqa: E402
-from fastvlm_mlx.kernels.candidates import Candidate  # noqa: E402
 from fastvlm_mlx.models.fastvlm import FastVLM  # noqa: E402
 
 QWEN2_05B = TextConfig(896, 24, 14, 2, 4864, 151_936, tied=True)
@@ -123,22 +119,6 @@ def counted(nodes: list[Mapping[str, Any]]) -> Work:
             read = node["inputs"][len(node["outputs"]) :] if node["name"] == _STANDS_IN else node["inputs"]
             moved += sum(map(held, (*read, *node["outputs"])))
     return Work(len(nodes) - views, views, moved)
-
-
-@contextmanager
-def mixing_at_once() -> Iterator[None]:
-    """3×3, biases and 7×7 in one kernel, as two candidates for GPUs have it."""
-    known = repmixer.Mixing.table
-
-    def made(small: mx.array, large: mx.array) -> repmixer.Mixer:
-        mix = one(lambda x, bias, shift, *kernels: repmixer.apart(*kernels)(x, bias, shift))
-        return lambda x, bias, shift: mix(x, bias, shift, small, large)
-
-    repmixer.Mixing.table = property(lambda _: (Candidate("one kernel", made),))  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        repmixer.Mixing.table = known  # type: ignore[assignment]
 
 
 def ours(size: int, dtype: mx.Dtype) -> tuple[Work, Work]:
@@ -212,12 +192,7 @@ def main() -> None:
         for kind in ("operations", "views"):
             row(f"{what}, {kind}", getattr(our, kind), getattr(their, kind))
     our, their = both[0]
-    moved = f"encode {asked.size} px in {asked.dtype}, GB moved"
-    row(moved, our.moved / 1e9, their.moved / 1e9)
-    with mixing_at_once():
-        at_once, _ = ours(asked.size, DTYPES[asked.dtype])
-    row(f"encode {asked.size} px, operations, 3×3 and 7×7 at once", at_once.operations, their.operations)
-    row(f"{moved}, 3×3 and 7×7 at once", at_once.moved / 1e9, their.moved / 1e9)
+    row(f"encode {asked.size} px in {asked.dtype}, GB moved", our.moved / 1e9, their.moved / 1e9)
 
 
 def row(what: str, our: float, their: float) -> None:

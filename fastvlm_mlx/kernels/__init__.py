@@ -11,7 +11,6 @@ from .attention import Attention
 from .choice import chosen
 from .depthwise import depthwise, stock, toeplitz
 from .lanes import begun
-from .repmixer import mixing
 
 __all__ = [
     "attend",
@@ -19,7 +18,6 @@ __all__ = [
     "by_rows",
     "depthwise",
     "gelu",
-    "mixing",
     "product",
     "shifted",
     "stock",

@@ -202,9 +202,6 @@ class Gelu:
     def small(self) -> Gelu:
         return Gelu(20_000)
 
-    def grown(self) -> Gelu:
-        return Gelu(_MANY)
-
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:
         return (3 * noise(0, (self.values,), dtype),)
 

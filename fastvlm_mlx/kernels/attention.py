@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import lanes
-from .candidates import CPU, GPUS, METAL, Candidate, Step, enlargement, noise, with_gradient_of
+from .candidates import CPU, GPUS, METAL, Candidate, Step, noise, with_gradient_of
 
 _FUSED = (
     64  # the narrowest head that Metal's fused attention takes; below, MLX multiplies, and multiplies again
@@ -91,9 +91,6 @@ class Attention:
 
     def small(self) -> Attention:
         return replace(self, tokens=33)  # a GPU's groups are of 32
-
-    def grown(self) -> Attention:
-        return replace(self, tokens=enlargement(self.heads * self.tokens**2) * self.tokens)
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:
         shape = (1, self.heads, self.tokens, self.head_dim)

@@ -15,7 +15,6 @@ METAL, CUDA, CPU = "metal", "cuda", "cpu"
 GPUS = (METAL, CUDA)
 FLOATS = (mx.float16, mx.bfloat16, mx.float32)
 
-_ENOUGH = 2**20  # values that take a GPU longer than starting it
 
 Outputs = mx.array | tuple[mx.array, ...]
 Step = Callable[[], Outputs]
@@ -60,10 +59,6 @@ class Problem(Protocol):
         """The same, small enough for the plain definition."""
         ...
 
-    def grown(self) -> Problem:
-        """The same, large enough that the time is that of the work."""
-        ...
-
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]: ...
 
     def expected(self, *inputs: npt.NDArray[np.float64]) -> _Expected:
@@ -82,14 +77,6 @@ def device() -> str:
 def able(problem: Problem, where: str, dtype: mx.Dtype) -> tuple[Candidate, ...]:
     """Those that may run there, the stock one first."""
     return tuple(c for c in problem.table if where in c.devices and dtype in c.dtypes)
-
-
-def enlargement(values: int) -> int:
-    """How many times as long both sides must be, in twos, for work on so many values to keep a GPU busy."""
-    times = 1
-    while times * times * values < _ENOUGH:
-        times *= 2
-    return times
 
 
 def noise(seed: int, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:

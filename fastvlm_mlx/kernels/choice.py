@@ -1,4 +1,7 @@
-"""Which candidate of a table is taken: what was measured on this machine, or what is known to be safe."""
+"""Which candidate of a table is taken: what `tune` measured on this machine, or what is known to be safe.
+
+On a GPU that is MLX's own operation: nothing that was never run there runs unasked.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,18 +19,14 @@ import mlx.core as mx
 from ..atomic import write_file
 from ..config import KERNELS_VARIABLE, kernel_mode
 from ..errors import DataError
-from . import measure
 from .candidates import CPU, Candidate, Problem, able, device
 
 FOLDER_VARIABLE = "FASTVLM_MLX_CACHE"
 
 _LOG = logging.getLogger(__name__)
-_BUDGET_S = 1.5  # of a process, after which nothing more is measured unasked
-_FEW_ROUNDS = 3
 _Marks = dict[str, str]  # a problem's key -> the mark of the candidate that was best
 
 _known: dict[str, _Marks] = {}  # by `_setting`
-_spent_s = 0.0
 _watchers: list[dict[str, Problem]] = []
 
 
@@ -44,9 +42,8 @@ def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
     for candidate in entrants:
         if candidate.mark == mark:
             return candidate
-    if where == CPU:
-        return next((candidate for candidate in entrants if candidate.name == problem.on_cpu), entrants[0])
-    return _measured(problem, where, dtype) if _spent_s < _BUDGET_S else entrants[0]
+    usual = problem.on_cpu if where == CPU else None
+    return next((candidate for candidate in entrants if candidate.name == usual), entrants[0])
 
 
 def decided(problem: Callable[[mx.array], Problem], dtype: mx.Dtype, *weights: object) -> Callable[..., Any]:
@@ -117,16 +114,6 @@ def path() -> Path | None:
         return Path(os.environ.get("XDG_CACHE_HOME") or usual).expanduser() / "fastvlm-mlx" / "kernels.json"
     except RuntimeError:  # nobody's home
         return None
-
-
-def _measured(problem: Problem, where: str, dtype: mx.Dtype) -> Candidate:
-    global _spent_s
-    began, before = time.perf_counter(), _spent_s
-    candidate = measure.best(measure.trials(problem.grown(), where, dtype, _FEW_ROUNDS))
-    keep(problem, dtype, candidate)
-    _spent_s = before + time.perf_counter() - began  # with what its candidates had measured for themselves
-    _LOG.debug("%s: %s", problem.key, candidate.name)
-    return candidate
 
 
 def _marks(where: str, dtype: mx.Dtype) -> _Marks:

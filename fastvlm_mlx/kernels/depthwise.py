@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import blocks, lanes
-from .candidates import CPU, GPUS, Candidate, Step, device, enlargement, noise, with_gradient_of
+from .candidates import CPU, GPUS, Candidate, Step, device, noise, with_gradient_of
 from .choice import decided
 
 Convolution = Callable[[mx.array], mx.array]
@@ -306,10 +306,6 @@ class Depthwise:
     def small(self) -> Depthwise:
         # 5 × 9 outputs: whole blocks and parts of them
         return replace(self, rows=4 * self.stride + 1, columns=8 * self.stride + 1)
-
-    def grown(self) -> Depthwise:
-        times = enlargement(self.rows * self.columns * self.channels)
-        return replace(self, rows=times * self.rows, columns=times * self.columns)
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:
         weight = noise(1, (self.widening * self.channels, self.kernel, self.kernel, 1), dtype)

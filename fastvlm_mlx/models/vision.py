@@ -100,10 +100,7 @@ class ConvFFN(nn.Module):
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         """The block's output for x and a bias that is not added to it yet."""
         x, sums = kernels.shifted(x, bias, self.fc2.bias)
-        return self.widened(sums, self.depthwise.unbiased(x))
-
-    def widened(self, sums: mx.array, rows: mx.array) -> mx.array:
-        """The part after the convolution. `sums` is the residual, with fc2's bias added."""
+        rows = self.depthwise.unbiased(x)
         wide = self.fc1.weight.shape[0]
         return kernels.by_rows(
             lambda sums, rows: added(sums, self.fc2, gelu(self.fc1(rows))), wide, sums, rows
@@ -115,11 +112,9 @@ class RepMixerBlock(nn.Module):
         super().__init__()
         self.mixer = DepthwiseConv(dim, 3)  # skip, norm and scale are inside its weights
         self.ffn = ConvFFN(dim, ratio)
-        self._mixing = Prepared(kernels.mixing)
 
     def __call__(self, x: mx.array) -> mx.array:
-        mixing = self._mixing(self.mixer.weight, self.ffn.depthwise.weight)
-        return self.ffn.widened(*mixing(x, self.mixer.bias, self.ffn.fc2.bias))
+        return self.ffn(self.mixer.unbiased(x), self.mixer.bias)
 
 
 class Attention(nn.Module):

@@ -129,7 +129,7 @@ Kernels = Annotated[
         metavar="tuned|stock",
         envvar=KERNELS_VARIABLE,
         callback=_use_kernels,
-        help="tuned takes what `fastvlm-mlx tune`, or on a GPU the first answer, found to be fastest; stock "
+        help="tuned uses what `fastvlm-mlx tune` chose, if you ran it; stock "
         "takes MLX's own operations. Default: tuned.",
     ),
 ]

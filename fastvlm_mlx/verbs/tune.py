@@ -36,16 +36,14 @@ def tune(
     ] = False,
     revision: Revision = None,
 ) -> None:
-    """Find out which way of computing the vision tower is the fastest on this machine, and keep to it.
+    """Find the fastest way to compute the vision tower on this machine, and use it from now on. Experimental.
 
-    For each operation (depthwise convolutions, two in a row, attention, GELU) there are several ways. Each
-    is checked against the plain definition first, and dropped if it is wrong or does not run here; those that
-    are right are timed in turns, at the model's own shapes. The choice is kept for this chip, version of MLX
-    and type.
+    Each operation (depthwise convolution, attention, GELU) has several candidates. Each is checked against
+    the plain definition; wrong ones, and ones that do not run here, are dropped. The others are timed in
+    turns, at the model's own shapes. The choice is kept for this chip, version of MLX and type.
 
-    On a GPU the first answer does this by itself, in about a second and more coarsely. On a CPU only this
-    command does. FASTVLM_MLX_KERNELS=stock, or --kernels stock where it is offered, leaves all of it alone
-    and takes MLX's own operations.
+    Without this command a GPU uses MLX's own operations: our Metal and CUDA kernels were never run by us.
+    --kernels stock, or FASTVLM_MLX_KERNELS=stock, ignores the choices.
 
     \b
     Examples:

@@ -1,6 +1,5 @@
 """What is wrong is dropped, what is quicker is taken, and what was measured once is not measured again."""
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 
 from fastvlm_mlx import kernels
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.kernels import activation, choice, measure, repmixer
+from fastvlm_mlx.kernels import activation, choice, measure
 from fastvlm_mlx.kernels.candidates import CPU, GPUS, Candidate
 from fastvlm_mlx.kernels.depthwise import Depthwise
 from fastvlm_mlx.models.vision import DepthwiseConv
@@ -46,7 +45,6 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(measure, "time", clock)
-    monkeypatch.setattr(choice, "time", clock)
     return clock
 
 
@@ -63,13 +61,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(choice.FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setenv("FASTVLM_MLX_KERNELS", "tuned")
     monkeypatch.setattr(choice, "_known", {})
-    monkeypatch.setattr(choice, "_spent_s", 0.0)
     return tmp_path
 
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this were one: measured unasked."""
+    """As if this were one."""
     monkeypatch.setattr(choice, "device", lambda: "metal")
 
 
@@ -184,28 +181,27 @@ def test_a_cpu_keeps_to_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choice.chosen(Depthwise(8, 3, 1, 1, 8, 8), mx.float32).name == "bands of 4"
 
 
-def test_a_gpu_measures_once_and_then_reads(
-    on_a_gpu: None, clock: Clock, table: Callable[..., None], monkeypatch: pytest.MonkeyPatch, folder: Path
+@pytest.mark.parametrize("where", GPUS)
+def test_a_gpu_takes_mlx_own_operations_until_tune_was_run(
+    where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table(Candidate("stock", clock.taking(0.002)), Candidate("a", clock.taking(0.001)))
-    assert choice.chosen(LAYER, mx.float16).name == "a"
-    assert [list(marks.values()) for marks in json.loads((folder / "kernels.json").read_text()).values()] == [
-        ["a"]
-    ]
+    """No kernel of ours ran on one, so none runs unasked, and nothing is measured."""
+    monkeypatch.setattr(choice, "device", lambda: where)
     monkeypatch.setattr(measure, "trials", None)
-    assert choice.chosen(LAYER, mx.float16).name == "a"
+    for problem in (LAYER, activation.Gelu(10**6), kernels.Attention(24, 32, 1024)):
+        for dtype in (mx.float16, mx.bfloat16, mx.float32):
+            found = choice.chosen(problem, dtype)
+            assert found is next(candidate for candidate in problem.table if where in candidate.devices)
+            assert not found.source, "a kernel of ours"
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_what_tune_kept_is_read_by_later_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = next(candidate for candidate in LAYER.table if candidate.source)
+    assert choice.keep(LAYER, mx.float16, ours)
+    assert choice.chosen(LAYER, mx.float16) is ours
     restarted(monkeypatch)
-    assert choice.chosen(LAYER, mx.float16).name == "a"
-
-
-def test_measuring_unasked_ends_with_its_time(
-    on_a_gpu: None, clock: Clock, table: Callable[..., None]
-) -> None:
-    table(Candidate("stock", clock.taking(1)), Candidate("a", clock.taking(0.5)))
-    assert choice.chosen(LAYER, mx.float32).name == "a"
-    before = clock.now
-    assert choice.chosen(Depthwise(8, 3, 1, 1, 8, 8), mx.float32).name == "stock"
-    assert clock.now == before
+    assert choice.chosen(LAYER, mx.float16) is ours
 
 
 def test_another_type_or_layer_is_another_choice(
@@ -218,7 +214,9 @@ def test_another_type_or_layer_is_another_choice(
     assert choice.chosen(LAYER, mx.bfloat16).name == "stock"
 
 
-def test_a_changed_kernel_is_measured_anew(on_a_gpu: None, clock: Clock, table: Callable[..., None]) -> None:
+def test_a_choice_of_a_kernel_that_changed_is_ignored(
+    on_a_gpu: None, clock: Clock, table: Callable[..., None]
+) -> None:
     choice.keep(LAYER, mx.float32, Candidate("a", kernels.stock, source="x = 1;"))
     table(Candidate("stock", clock.taking(0.001)), Candidate("a", clock.taking(0.002), source="x = 2;"))
     assert choice.chosen(LAYER, mx.float32).name == "stock"
@@ -295,21 +293,6 @@ def test_forgetting_brings_the_default_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert choice.forget()
     assert not choice.forget()
     assert choice.chosen(LAYER, mx.float32).name == "bands of 4"
-
-
-@pytest.mark.usefixtures("on_a_gpu")
-def test_what_a_candidate_has_measured_for_itself_is_counted_once(
-    clock: Clock, table: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table(Candidate("stock", clock.taking(0.001)), Candidate("a", clock.taking(0.001)))
-    twice = (repmixer.TABLE[0], replace(repmixer.TABLE[0], name="again"))
-    monkeypatch.setattr(repmixer.Mixing, "table", property(lambda _: twice))
-    for problem in (repmixer.Mixing, Depthwise):
-        monkeypatch.setattr(problem, "grown", lambda self: self)
-    assert choice.chosen(repmixer.Mixing(4, 8, 8), mx.float32).name == "apart"
-    (marks,) = choice._known.values()
-    assert len(marks) == 3  # both convolutions chose as well
-    assert 0 < choice._spent_s == pytest.approx(clock.now)
 
 
 def test_a_layer_asks_when_it_first_runs() -> None:
