@@ -51,7 +51,7 @@ lint: $(VENV)/tested
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/tested
-	$(BIN)/mypy fastvlm_mlx
+	$(BIN)/mypy fastvlm_mlx tiny
 
 bench: $(VENV)/tested
 	$(BIN)/python benchmarks/precision.py

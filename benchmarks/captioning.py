@@ -61,7 +61,8 @@ def main() -> int:
 
 
 def measure(asked: argparse.Namespace, at: Path) -> int:
-    drawing = (*COMMAND, "scenes", at / "scenes", "--count", str(asked.pictures), "--questions", "1")
+    options = ("--count", str(asked.pictures), "--questions", "1")
+    drawing = (sys.executable, "-m", "tiny.scenes", at / "scenes", *options)
     subprocess.run(drawing, check=True, capture_output=True)
 
     def command(out: Path, batch: int) -> Sequence[str]:

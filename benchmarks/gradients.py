@@ -18,7 +18,7 @@ import mlx.core as mx
 from fastvlm_mlx.blas import keep_freed_memory
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.train import form
-from fastvlm_mlx.train import recipe as recipes
+from tiny import recipe as recipes
 
 PICTURES, ROUNDS = 16, 5
 
@@ -29,8 +29,7 @@ def plain_gelu(x: mx.array) -> mx.array:
 
 def main() -> None:
     keep_freed_memory()
-    sizes = recipes.find("tiny").model
-    assert sizes
+    sizes = recipes.read().model
     config = ModelConfig(sizes.vision, sizes.text, sizes.image)
     raw = form.initial(config, mx.random.key(0), layer_scale=0.1)
     moving = {n: a for n, a in raw.items() if n.startswith("vision.") and not n.endswith(form.STATISTICS)}

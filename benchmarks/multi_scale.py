@@ -26,13 +26,14 @@ from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.bench.table import Table, ms
 from fastvlm_mlx.config import ModelConfig, MultiScaleConfig
 from fastvlm_mlx.models.fastvlm import FastVLM
-from fastvlm_mlx.train import composing, drawing, form, losses, scenes
-from fastvlm_mlx.train import recipe as recipes
-from fastvlm_mlx.train.recipe import Recipe
-from fastvlm_mlx.train.run import fingerprint
-from fastvlm_mlx.train.sources import Scenes
+from fastvlm_mlx.train import form
 from fastvlm_mlx.train.state import Logged, Progress, State, make_folder, resume, trim_log
-from fastvlm_mlx.train.trainer import Subject, train
+from fastvlm_mlx.train.trainer import train
+from tiny import composing, drawing, losses, scenes
+from tiny import recipe as recipes
+from tiny.recipe import Recipe
+from tiny.sources import Scenes
+from tiny.train import fingerprint
 
 STAGES = (2, 3, 4)
 VARIANTS: dict[str, MultiScaleConfig | None] = {
@@ -53,8 +54,7 @@ class Trained:
 
 
 def planned(variant: str, steps: int) -> Recipe:
-    tiny = recipes.find("tiny")
-    assert tiny.model
+    tiny = recipes.read()
     vision = dataclasses.replace(tiny.model.vision, multi_scale=VARIANTS[variant])
     stage = dataclasses.replace(tiny.stages[0], steps=steps)
     model = dataclasses.replace(tiny.model, vision=vision)
@@ -64,13 +64,11 @@ def planned(variant: str, steps: int) -> Recipe:
 def trained(variant: str, steps: int, out: Path, workers: int) -> Trained:
     recipe = planned(variant, steps)
     sizes = recipe.model
-    assert sizes
     config = ModelConfig(sizes.vision, sizes.text, sizes.image)
     make_folder(out)
     state = resume(out, fingerprint(recipe)) or fresh(recipe, config, out)
     trim_log(out, [stage.name for stage in recipe.stages], state.progress)
     model = FastVLM(config)
-    subject = Subject(model, config, lambda model, raw: form.run_form(model, raw, config))
     source = Scenes(recipe.seed, out)  # cells are told without a tokenizer
 
     def tell(logged: Logged) -> None:
@@ -78,14 +76,13 @@ def trained(variant: str, steps: int, out: Path, workers: int) -> Trained:
         place = f"{variant}, step {logged.step} of {logged.steps}"
         sys.stderr.write(f"{place}: loss {logged.loss:.3f}  {right}  ({logged.s_per_step:.2f} s a step)\n")
 
-    params = dict(train(recipe, subject, state, source, workers=workers, on_log=tell).params)
+    params = dict(train(recipe, losses.of_stage(config), state, source, workers=workers, on_log=tell).params)
     form.run_form(model, params, config)
     mx.eval(model.parameters())
     return Trained(config, model, params)
 
 
 def fresh(recipe: Recipe, config: ModelConfig, out: Path) -> State:
-    assert recipe.model
     key = mx.random.key(recipe.seed)
     params = dict(form.initial(config, key, layer_scale=recipe.model.layer_scale))
     vision, width = config.vision, config.text.hidden_size
@@ -153,7 +150,7 @@ def main() -> None:
         name: trained(name, asked.steps, asked.out / f"{name}-{asked.steps}", asked.workers)
         for name in asked.only
     }
-    held_out = HeldOut.draw(recipes.find("tiny").seed, asked.pictures)
+    held_out = HeldOut.draw(recipes.read().seed, asked.pictures)
     size = scenes.SIDE
     took = timed(models, size)
     rows = []

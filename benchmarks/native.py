@@ -22,8 +22,8 @@ from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
 from fastvlm_mlx.evaluate.predictions import Predictions
 from fastvlm_mlx.evaluate.run import ask, settings_of
-from fastvlm_mlx.train import album
 from fastvlm_mlx.vlm import VLM
+from tiny import album
 
 SEED, SIDE, WIDE = 2028, 256, 448
 WAYS = (("the scene itself", SIDE, "pad"), ("wide, padded", WIDE, "pad"), ("wide, native", WIDE, "native"))

@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from fastvlm_mlx.train import composing, drawing
+from tiny import composing, drawing
 
 QUESTIONS = ("Describe the picture.", "How many things are there?", "Is there a circle?")
 PATH = "/v1/chat/completions"

@@ -23,7 +23,6 @@ from .verbs.export import export
 from .verbs.generate import generate
 from .verbs.models import models
 from .verbs.options import MODEL_VARIABLE as MODEL_VARIABLE
-from .verbs.scenes import scenes
 from .verbs.serve import serve
 from .verbs.train import train
 from .verbs.tune import tune
@@ -63,7 +62,6 @@ _VERBS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "tune": tune,
     "train": train,
-    "scenes": scenes,
     "models": models,
 }
 _ALONE = ("bench", "chat", "models", "serve", "tune")  # of use without arguments

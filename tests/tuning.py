@@ -45,7 +45,6 @@ path = "train.jsonl"
 {more}
 [[stages]]
 name = "learn"
-kind = "answers"
 steps = {steps}
 batch = 2
 rate = {rate}

@@ -1,1 +1,1 @@
-"""Training: a small model on drawn scenes, or any checkpoint on a user's conversations."""
+"""Training: any checkpoint on a user's conversations, whole or by an adapter."""

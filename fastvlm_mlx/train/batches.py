@@ -13,6 +13,14 @@ NOTHING = -1  # no target here; no picture row here
 _ALIKE = 1.25  # the longest of a group by its shortest
 
 
+@dataclass(frozen=True)
+class Share:
+    """One of several processes that divide every batch between them."""
+
+    rank: int = 0
+    ranks: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One conversation: ids with a run of `NOTHING` where each picture's rows go, and what to learn to say.

@@ -17,9 +17,12 @@ from ..dataset import Raw, Unreadable
 from ..errors import ConfigError, DataError, ImageError, PromptError
 from ..image import open_image, squared
 from ..prompt import dialogue
-from .batches import Batch, Sample, collate, conversation
+from ..tokenizer import Tokenizer
+from .batches import Batch, Sample, Share, collate, conversation
 from .recipe import Stage
-from .sources import Share, tokenizer_at
+
+# Once a process: a source is sent to workers anew with every step.
+tokenizer_at = cache(Tokenizer.load)
 
 
 @dataclass(frozen=True, slots=True)

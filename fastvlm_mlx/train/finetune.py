@@ -19,11 +19,13 @@ from ..image import check_options
 from ..lora import Adapter, Settings
 from ..models.fastvlm import FastVLM
 from ..tokenizer import Tokenizer
+from .batches import Batch
 from .data import Conversations
-from .recipe import Recipe
-from .run import Told
+from .losses import Measures, conversations
+from .recipe import Recipe, Stage
+from .report import Report
 from .state import Progress, State, make_folder, once, resume, trim_log
-from .trainer import Subject, moving, train
+from .trainer import moving, train
 
 
 def finetune(
@@ -37,19 +39,10 @@ def finetune(
 ) -> str:
     """Run what is left of the recipe, or as much as fits into `minutes`; says what came of it."""
     start, data = recipe.start, recipe.data
-    if start is None or data is None:
-        raise ConfigError(f"recipe {recipe.name!r}: no [start] and [data] to fine-tune by; add them")
     if start.dtype is not None and start.dtype not in checkpoint.DTYPES:
         raise ConfigError(f"no dtype {start.dtype!r}; choose one of {', '.join(checkpoint.DTYPES)}")
     if not recipe.stages:
         raise ConfigError(f"recipe {recipe.name!r}: no [[stages]]; add one")
-    for stage in recipe.stages:
-        of_scenes = stage.mixture or stage.alike
-        if stage.kind != "answers" or stage.statistics != "stored" or of_scenes:
-            raise ConfigError(
-                f"stage {stage.name!r}: fine-tuning is of kind 'answers', without statistics, mixture "
-                "and alike; they are for fresh models"
-            )
     directory = hub.resolve(start.model, start.revision)
     tokenizer = Tokenizer.load(directory)
     _, config, weights = stored(directory, tokenizer)
@@ -79,13 +72,14 @@ def finetune(
     once(lambda: trim_log(out, [stage.name for stage in recipe.stages], begun.progress))
     types = {name: array.dtype for name, array in checkpoint.parameters(loaded.model).items()}
 
-    def put(model: FastVLM, raw: Mapping[str, mx.array]) -> None:
-        model.update(tree_unflatten([(name, array.astype(types[name])) for name, array in raw.items()]))
+    def loss(stage: Stage, params: Mapping[str, mx.array], batch: Batch) -> tuple[mx.array, Measures]:
+        moved = [(name, array.astype(types[name])) for name, array in params.items()]
+        loaded.model.update(tree_unflatten(moved))
+        return conversations(loaded.model, batch)
 
-    report = Told(recipe, out, progress, say)
+    report = Report(recipe, out, progress, say)
     until_s = None if minutes is None else 60 * minutes
-    subject = Subject(loaded.model, loaded.config, put)
-    state = train(recipe, subject, state, source, workers=workers, until_s=until_s, on_log=report)
+    state = train(recipe, loss, state, source, workers=workers, until_s=until_s, on_log=report)
     if state.progress.stage < len(recipe.stages):
         return f"{out}: stopped at {report.place}; the same command goes on from there"
     if mx.distributed.init().rank() == 0:
@@ -135,7 +129,6 @@ def _write(
     weights: FusedWeights,
     params: Mapping[str, mx.array],
 ) -> None:
-    assert recipe.start
     weights = checkpoint.cast(weights, checkpoint.stored_dtype(weights))
     if recipe.lora:
         adapter = Adapter(recipe.start.model, _settings(recipe), params)
@@ -151,7 +144,6 @@ def _write(
 
 def _fingerprint(recipe: Recipe, directory: Path, digest: str) -> str:
     """Stages may be added or changed ahead of a run, the model, the data, the adapter and the seed not."""
-    assert recipe.start
     model = (directory.resolve().name, recipe.start.dtype)
     told = repr((recipe.name, recipe.seed, model, recipe.lora and _settings(recipe), digest))
     return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -25,15 +25,18 @@ def is_one() -> bool:
     return _RANK in os.environ
 
 
-def supervise(count: int) -> int:
-    """Run `count` ranks of this command and wait; the first that fails ends the others. Its exit status."""
+def supervise(count: int, module: str) -> int:
+    """Run `count` ranks of this command, `python -m module`, and wait. The first that fails ends the others.
+
+    Returns its exit status.
+    """
     threads = max(1, (os.cpu_count() or 1) // count)
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder) / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(count)]))
         fixed = {_HOSTS: str(hosts), "OPENBLAS_NUM_THREADS": str(threads)}
         said = [Path(folder) / f"{rank}.txt" for rank in range(count)]
-        ranks = [_started(rank, fixed, said[rank]) for rank in range(count)]
+        ranks = [_started(module, rank, fixed, said[rank]) for rank in range(count)]
         try:
             while (failed := _first_failure(ranks)) is None and any(rank.poll() is None for rank in ranks):
                 time.sleep(_POLL_S)
@@ -44,9 +47,9 @@ def supervise(count: int) -> int:
             _end(ranks)
 
 
-def _started(rank: int, fixed: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
+def _started(module: str, rank: int, fixed: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
     """The first speaks for all; what another says is kept in `said` in case it fails alone."""
-    command = [sys.executable, "-m", "fastvlm_mlx", *sys.argv[1:]]
+    command = [sys.executable, "-m", module, *sys.argv[1:]]
     environment = {**os.environ, **fixed, _RANK: str(rank)}
     with said.open("wb") as words:
         return subprocess.Popen(command, env=environment, stderr=words if rank else None)

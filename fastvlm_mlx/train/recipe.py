@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
-from ..config import ImageConfig, TextConfig, VisionConfig
 from ..errors import ConfigError
 from ..lora import Settings
 from ..strict import parse
@@ -15,48 +14,22 @@ from ..strict import parse
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`batch` pictures a step, `questions` about each. Only tensors that match `train` move."""
+    """One learning rate schedule. Only tensors that match `train` move."""
 
     name: str
-    # cells: what is where, by cell. symbols: questions about cells that are told in place of seen. projector:
-    # from what is seen to what would have been told. answers: questions about pictures.
-    kind: Literal["cells", "symbols", "projector", "answers"]
     steps: int
     rate: float  # the highest learning rate, after the warm-up
-    train: tuple[str, ...] = ("",)  # patterns of raw names, in fine-tuning of the run form's; "" is all
-    batch: int = 32
-    questions: int = 6
-    mixture: dict[str, float] = field(default_factory=dict)  # what is asked -> weight; empty is all alike
+    train: tuple[str, ...] = ("",)  # patterns of tensor names; "" matches all
+    batch: int = 32  # conversations in a step
     warmup: float = 0.03  # of all steps
     last_rate: float = 0.02  # of the highest, at the end of the cosine
     weight_decay: float = 0.02
     clip: float = 1.0
-    statistics: Literal["stored", "batch"] = "stored"  # BatchNorm's
     image_size: int = 0  # 0: the model's
-    pages: int = 0  # how many of a batch's pictures are full of letters
-    alike: bool = False  # every kind of scene as often as any other
-    disguise: float = 0.0  # of the scenes, in how many names are made up (see `disguise`); of kind symbols
-    decay_steps: int = 0  # the cosine's length where it is not the stage's: one that ends early
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.questions) < 1 or not self.rate > 0:
-            raise ConfigError(f"stage {self.name!r}: steps, batch, questions and rate must be positive")
-        if not 0 <= self.pages <= (self.batch if self.kind == "cells" else 0):
-            raise ConfigError(f"stage {self.name!r}: pages are of kind 'cells', at most the batch")
-        if not 0 <= self.disguise <= (1 if self.kind == "symbols" else 0):
-            raise ConfigError(f"stage {self.name!r}: disguise is of kind 'symbols', from 0 to 1")
-        if not all(weight >= 0 for weight in self.mixture.values()):
-            raise ConfigError(f"stage {self.name!r}: the mixture's weights cannot be negative")
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A fresh model's sizes."""
-
-    vision: VisionConfig
-    text: TextConfig
-    image: ImageConfig
-    layer_scale: float = 0.1
+        if min(self.steps, self.batch) < 1 or not self.rate > 0:
+            raise ConfigError(f"stage {self.name!r}: steps, batch and rate must be positive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,53 +56,45 @@ class Lora(Settings):
     fuse: bool = False  # write the model with the adapter added, too
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the trainer needs to know of any recipe."""
+
     name: str
     stages: tuple[Stage, ...]
     seed: int = 0
-    model: Model | None = None
-    start: Start | None = None
-    data: Data | None = None
-    lora: Lora | None = None
     save_every: int = 200
     log_every: int = 20
 
     def __post_init__(self) -> None:
         if min(self.save_every, self.log_every) < 1:
             raise ConfigError("save_every and log_every count steps; both must be positive")
-        if self.model and self.start:
-            raise ConfigError("[model] is for a fresh model and [start] for one to fine-tune; leave one out")
-        if self.start and not self.data:
-            raise ConfigError("[start] without [data]: nothing to learn from; add one")
-        for name in ("data", "lora"):
-            if getattr(self, name) and not self.start:
-                raise ConfigError(f"[{name}] without [start]: say which model to fine-tune")
 
 
-BUILT_IN = Path(__file__).parent / "recipes"
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Plan):
+    start: Start
+    data: Data
+    lora: Lora | None = None
 
 
-def find(name: str) -> Recipe:
-    """A recipe by its path, or one that comes with the package by its name."""
-    path = Path(name)
-    if not path.exists() and (built_in := BUILT_IN / f"{name}.toml").exists():
-        path = built_in
-    return read(path)
+P = TypeVar("P", bound=Plan)
 
 
 def read(path: Path) -> Recipe:
+    recipe = parsed(Recipe, path)
+    start, data, here = recipe.start, recipe.data, path.parent
+    if (here / start.model).is_dir():
+        start = replace(start, model=str((here / start.model).resolve()))
+    images = None if data.images is None else str(here / data.images)
+    return replace(recipe, start=start, data=Data(str(here / data.path), images))
+
+
+def parsed(kind: type[P], path: Path) -> P:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give a recipe, a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML ({error}); mend that line") from None
-    recipe = parse(Recipe, raw, path, repair="mend the recipe")
-    start, data, here = recipe.start, recipe.data, path.parent
-    if start and (here / start.model).is_dir():
-        start = replace(start, model=str((here / start.model).resolve()))
-    if data:
-        images = None if data.images is None else str(here / data.images)
-        data = Data(str(here / data.path), images)
-    return replace(recipe, start=start, data=data)
+    return parse(kind, raw, path, repair="mend the recipe")

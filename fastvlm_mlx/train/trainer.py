@@ -19,14 +19,10 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from ..config import ModelConfig
 from ..errors import ConfigError
-from ..models.fastvlm import FastVLM
-from . import losses
-from .batches import Batch
-from .form import STATISTICS, observe
-from .recipe import Recipe, Stage
-from .sources import Share
+from .batches import Batch, Share
+from .form import STATISTICS
+from .recipe import Plan, Stage
 from .state import Logged, Progress, State
 
 _MOMENTUM = 0.1  # of a batch's statistics in the running ones
@@ -34,21 +30,17 @@ _AHEAD = 4  # batches being made, per worker
 
 
 class Source(Protocol):
-    def batch(self, stage: Stage, number: int, step: int, share: Share) -> Batch: ...
+    def batch(self, stage: Any, number: int, step: int, share: Share) -> Batch: ...
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is trained: `put` makes the model compute with the given parameters, whatever their form."""
-
-    model: FastVLM
-    config: ModelConfig
-    put: Callable[[FastVLM, Mapping[str, mx.array]], None]
+# From a stage (of the plan's own kind), all parameters and a batch: the loss, and measures by name.
+# BatchNorm's statistics may be among them, under their own names.
+Loss = Callable[[Any, Mapping[str, mx.array], Batch], tuple[mx.array, dict[str, mx.array]]]
 
 
 def train(
-    recipe: Recipe,
-    subject: Subject,
+    recipe: Plan,
+    loss_of: Loss,
     state: State,
     source: Source,
     *,
@@ -62,7 +54,7 @@ def train(
     deadline = None if until_s is None else time.monotonic() + until_s
     while state.progress.stage < len(recipe.stages):
         stage = recipe.stages[state.progress.stage]
-        state = _run_stage(recipe, stage, subject, state, source, share, workers, deadline, on_log)
+        state = _run_stage(recipe, stage, loss_of, state, source, share, workers, deadline, on_log)
         if state.progress.step < stage.steps:
             break
         state = state.next_stage()
@@ -72,9 +64,9 @@ def train(
 
 
 def _run_stage(
-    recipe: Recipe,
+    recipe: Plan,
     stage: Stage,
-    subject: Subject,
+    loss_of: Loss,
     state: State,
     source: Source,
     share: Share,
@@ -94,29 +86,7 @@ def _run_stage(
     )
 
     def loss(moved: dict[str, mx.array], batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
-        raw = {**params, **moved}
-        targets = {name: mx.array(target) for name, target in batch.cells.items()}
-        pixels = mx.array(batch.pixels).astype(mx.float32) / 255
-        seen: dict[str, mx.array] = {}
-        model, features = subject.model, mx.zeros(0)
-        of_batch = stage.statistics == "batch"
-        if stage.kind != "cells" or not of_batch:
-            subject.put(model, raw)
-        if pixels.size:
-            config = subject.config
-            outputs = observe(raw, config, pixels, seen) if of_batch else dict(model.vision.trace(pixels))
-            *_, features = outputs.values()
-        match stage.kind:
-            case "cells":
-                value, measures = losses.cells(outputs, raw, targets)
-            case "symbols":
-                value, measures = losses.answers(model, losses.symbols(raw, targets), batch.texts)
-            case "projector":
-                value, measures = losses.projector(model, features, raw, targets)
-            case "answers":
-                rows = model.projector(features.flatten(0, 2)) if pixels.size else None
-                value, measures = losses.answers(model, rows, batch.texts)
-        return value, {**measures, **seen}
+        return loss_of(stage, {**params, **moved}, batch)
 
     gradient_of = mx.value_and_grad(loss)
     window: list[tuple[mx.array, mx.array, dict[str, mx.array]]] = []
@@ -186,10 +156,9 @@ def moving(params: Mapping[str, mx.array], stage: Stage) -> list[str]:
 
 def schedule(stage: Stage) -> Callable[[mx.array], mx.array]:
     """Linear warm-up, then a cosine to `last_rate`."""
-    warm = max(1, round(stage.warmup * (stage.decay_steps or stage.steps)))
+    warm = max(1, round(stage.warmup * stage.steps))
     rise = optim.linear_schedule(stage.rate / warm, stage.rate, warm)
-    length = (stage.decay_steps or stage.steps) - warm
-    fall = optim.cosine_decay(stage.rate, max(1, length), stage.rate * stage.last_rate)
+    fall = optim.cosine_decay(stage.rate, max(1, stage.steps - warm), stage.rate * stage.last_rate)
     return optim.join_schedules([rise, fall], [warm])
 
 

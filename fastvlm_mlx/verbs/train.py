@@ -11,9 +11,7 @@ from .. import tell
 
 
 def train(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe (TOML), or `tiny`, that of the built-in model.")
-    ],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a TOML file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; one begun is continued.")],
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Save and stop after so long; the same command goes on.")
@@ -25,31 +23,28 @@ def train(
         int, typer.Option(min=0, help="Make pictures ahead in so many further processes: for GPUs.")
     ] = 0,
 ) -> None:
-    """Train a model from nothing, or fine-tune one, by a recipe.
+    """Fine-tune a model by a recipe.
 
     A recipe names its stages, and in each what moves, for how long and at which rate. Killed at any moment,
     the same command continues from the last saved step and comes to the same weights. OUTPUT holds the
-    states, log.jsonl, curve.png, and at the end the model: `convert` reads it.
+    states, log.jsonl, curve.png, and at the end the model or the adapter.
 
     \b
     Examples:
-      fastvlm-mlx train tiny -o runs/tiny --processes 2
       fastvlm-mlx train finetune.toml -o runs/mine --minutes 30
     """
     from ..blas import keep_freed_memory
     from ..train import ranks
     from ..train import recipe as recipes
 
-    planned = recipes.find(recipe)
+    planned = recipes.read(recipe)
     if processes > 1 and not ranks.is_one():
-        raise typer.Exit(ranks.supervise(processes))
+        raise typer.Exit(ranks.supervise(processes, "fastvlm_mlx"))
     keep_freed_memory()
 
     from .. import progress
     from ..train.finetune import finetune
-    from ..train.run import run
 
     with progress.bar(f"training {planned.name}", "steps") as advance:
-        begin = finetune if planned.start else run
-        done = begin(planned, output, minutes=minutes, workers=workers, progress=advance, say=tell.say)
+        done = finetune(planned, output, minutes=minutes, workers=workers, progress=advance, say=tell.say)
     tell.say(done)

@@ -11,7 +11,7 @@ import fastvlm_mlx
 from fastvlm_mlx import hub
 from fastvlm_mlx.convert.export_swift import export
 from fastvlm_mlx.evaluate import data as datasets
-from fastvlm_mlx.train import album
+from tiny import album
 
 PICTURES = 200
 

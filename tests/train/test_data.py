@@ -16,10 +16,9 @@ from fastvlm_mlx.dataset import digest
 from fastvlm_mlx.errors import DataError
 from fastvlm_mlx.prompt import conversation, dialogue, render
 from fastvlm_mlx.train import losses
-from fastvlm_mlx.train.batches import Batch
+from fastvlm_mlx.train.batches import Batch, Share
 from fastvlm_mlx.train.data import Conversations
 from fastvlm_mlx.train.recipe import Stage
-from fastvlm_mlx.train.sources import Share
 
 MODEL = "apple-fused, converted"
 
@@ -41,7 +40,7 @@ def source_of(
 
 
 def stage(batch: int, size: int = 128) -> Stage:
-    return Stage("learn", "answers", 1, 1e-3, batch=batch, image_size=size)
+    return Stage("learn", 1, 1e-3, batch=batch, image_size=size)
 
 
 def whole(source: Conversations, size: int = 128) -> Batch:

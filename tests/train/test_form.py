@@ -10,7 +10,8 @@ import fastvlm_mlx
 from fastvlm_mlx.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.convert.layouts import RawWeights
 from fastvlm_mlx.models.fastvlm import FastVLM
-from fastvlm_mlx.train import export, form, vocabulary
+from fastvlm_mlx.train import export, form
+from tiny import vocabulary
 
 SMALL = ModelConfig(
     VisionConfig((1, 1, 2, 1, 1), (4, 8, 16, 32, 32), 2),

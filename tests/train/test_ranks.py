@@ -23,14 +23,14 @@ def command(program: str) -> list[str]:
 def supervised(monkeypatch: pytest.MonkeyPatch, *programs: str) -> tuple[int, list[subprocess.Popen[bytes]]]:
     begun: list[subprocess.Popen[bytes]] = []
 
-    def one(rank: int, _: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
+    def one(_: str, rank: int, __: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
         with said.open("wb") as words:
             begun.append(subprocess.Popen(command(programs[rank]), stderr=words))
         return begun[-1]
 
     monkeypatch.setattr(ranks, "_POLL_S", 0.01)
     monkeypatch.setattr(ranks, "_started", one)
-    return ranks.supervise(len(programs)), begun
+    return ranks.supervise(len(programs), "any"), begun
 
 
 def test_all_done_is_success(monkeypatch: pytest.MonkeyPatch) -> None:

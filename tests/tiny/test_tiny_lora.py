@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import fastvlm_mlx
-from fastvlm_mlx.train import composing
 from fastvlm_mlx.train import recipe as recipes
-from fastvlm_mlx.train.drawing import draw
 from fastvlm_mlx.train.finetune import finetune
+from tiny import composing
+from tiny.drawing import draw
 
 QUESTION = "Reading row by row, which shape comes first?"
 RECIPE = """
@@ -29,7 +29,6 @@ alpha = 16
 fuse = true
 [[stages]]
 name = "learn"
-kind = "answers"
 steps = 120
 batch = 16
 rate = 2e-3
@@ -65,7 +64,7 @@ def test_an_adapter_learns_a_new_question(tmp_path: Path) -> None:
     rows = write(tmp_path, "test", 60, 32)
     (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     before = share_right(fastvlm_mlx.load("tiny"), tmp_path, rows)
-    finetune(recipes.find(str(tmp_path / "recipe.toml")), tmp_path / "run")
+    finetune(recipes.read(tmp_path / "recipe.toml"), tmp_path / "run")
     beside = fastvlm_mlx.load("tiny", adapter=tmp_path / "run" / "adapter")
     after = share_right(beside, tmp_path, rows)
     assert after > before + 0.5, (before, after)

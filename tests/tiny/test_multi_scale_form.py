@@ -18,9 +18,10 @@ from fastvlm_mlx.convert.doctor import examine
 from fastvlm_mlx.convert.layouts import RawWeights
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.models.fastvlm import FastVLM
-from fastvlm_mlx.train import export, form, losses, scenes, vocabulary
-from fastvlm_mlx.train import recipe as recipes
-from fastvlm_mlx.train.run import fingerprint, run
+from fastvlm_mlx.train import export, form
+from tiny import losses, scenes, vocabulary
+from tiny import recipe as recipes
+from tiny.train import fingerprint, run
 
 Pooling = Literal["average", "depthwise"]
 PLAIN = ModelConfig(
@@ -219,8 +220,7 @@ def test_a_bad_one_is_one_line_that_names_the_place(tmp_path: Path) -> None:
 
 def test_runs_from_before_it_was_there_go_on() -> None:
     """What identifies a run is what did then; with it a run is another."""
-    found = recipes.find("tiny")
-    assert found.model
+    found = recipes.read()
     vision, text, image = (
         tuple(getattr(part, name) for name in part.__slots__)
         for part in (found.model.vision, found.model.text, found.model.image)

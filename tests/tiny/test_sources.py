@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastvlm_mlx.train import composing, drawing, questions, scenes, vocabulary
-from fastvlm_mlx.train.recipe import Stage
-from fastvlm_mlx.train.sources import Scenes, Share, chosen
+from fastvlm_mlx.train.batches import Share
+from tiny import composing, drawing, questions, scenes, vocabulary
+from tiny.recipe import Stage
+from tiny.sources import Scenes, chosen
 
-CELLS = Stage("cells", "cells", 10, 1e-3, batch=4)
+CELLS = Stage("cells", 10, 1e-3, kind="cells", batch=4)
 SOURCE = Scenes(7, Path("not needed for cells"))
 
 
@@ -57,7 +58,7 @@ def test_kinds_come_alike_often_where_asked_for() -> None:
 
 def test_symbols_are_questions_about_cells_without_their_pictures(tmp_path: Path) -> None:
     vocabulary.learn(["What is in every cell?"] * 2, 300, 256, tmp_path / "tokenizer")
-    stage = Stage("symbols", "symbols", 10, 1e-3, batch=4, questions=2)
+    stage = Stage("symbols", 10, 1e-3, kind="symbols", batch=4, questions=2)
     batch = Scenes(7, tmp_path / "tokenizer").batch(stage, 0, 0, Share())
     assert not batch.pixels.size
     assert batch.cells["shape"].shape == (4, scenes.GRID**2, 1)
@@ -68,7 +69,7 @@ def test_a_mixture_weighs_categories_and_kinds_within_them() -> None:
     rng = np.random.default_rng(0)
     several = (questions.ask(composing.scene(3, n, "train"), np.random.default_rng(1)) for n in range(99))
     asked = next(asked for asked in several if {"relation", ""} <= {one.kind for one in asked})
-    stage = Stage("symbols", "symbols", 1, 1e-3, questions=400)
+    stage = Stage("symbols", 1, 1e-3, kind="symbols", questions=400)
 
     def shares(mixture: dict[str, float]) -> Counter[str]:
         picked = chosen(asked, dataclasses.replace(stage, mixture=mixture), rng)

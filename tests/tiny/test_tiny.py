@@ -15,9 +15,9 @@ from fastvlm_mlx import hub
 from fastvlm_mlx.convert.doctor import examine
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate.metrics import METRICS
-from fastvlm_mlx.train import album
+from tiny import album
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "examples" / "pictures" / "shapes.png"
 SCENES, SEED = 60, 2027
 

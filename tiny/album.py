@@ -1,16 +1,23 @@
-"""Scenes as files: PNG pictures and a `data.jsonl` of questions about them."""
+"""Scenes as files: PNG pictures and a `data.jsonl` of questions about them.
+
+python -m tiny.scenes held-out
+fastvlm-mlx eval tiny held-out/data.jsonl
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..atomic import new_directory
+from fastvlm_mlx import progress
+from fastvlm_mlx.atomic import new_directory
+
 from .composing import scene
 from .drawing import draw
 from .questions import TRAINING_ONLY, Question, ask
@@ -63,3 +70,23 @@ def choose(
         asked[question.category] += 1
         chosen.append(question)
     return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tiny.scenes",
+        description="Draw pictures with questions and answers that the built-in model is measured with.",
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="a new folder for pictures and data.jsonl")
+    parser.add_argument("--count", type=int, default=2000, help="number of pictures")
+    parser.add_argument("--questions", type=int, default=3, help="maximum number of questions about each")
+    parser.add_argument(
+        "--split", choices=SPLITS, default="test", help="test: words and pairs that training never shows"
+    )
+    parser.add_argument("--seed", type=int, default=2026)
+    options = parser.parse_args(arguments)
+    with progress.bar("drawing", "pictures") as advance:
+        asked = write(options.output, options.count, options.seed, options.split, options.questions, advance)
+    print(f"{options.output}: {options.count} pictures, {sum(asked.values())} questions")
+    for category, number in sorted(asked.items()):
+        print(f"  {category:<10} {number}")

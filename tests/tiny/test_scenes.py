@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx.train import album
-from fastvlm_mlx.train.composing import contrasts, scene
-from fastvlm_mlx.train.drawing import draw
-from fastvlm_mlx.train.exercises import listing
-from fastvlm_mlx.train.questions import CANT_TELL, CATEGORIES, Clue, Question, ask, corpus, matching
-from fastvlm_mlx.train.scenes import (
+from tiny import album
+from tiny.composing import contrasts, scene
+from tiny.drawing import draw
+from tiny.exercises import listing
+from tiny.questions import CANT_TELL, CATEGORIES, Clue, Question, ask, corpus, matching
+from tiny.scenes import (
     CELL,
     COLOURS,
     GLYPHS,
@@ -34,8 +34,8 @@ from fastvlm_mlx.train.scenes import (
     cells,
     held_out,
 )
-from fastvlm_mlx.train.wordings import describe
-from fastvlm_mlx.train.words import TEST_WORDS, TRAIN_WORDS
+from tiny.wordings import describe
+from tiny.words import TEST_WORDS, TRAIN_WORDS
 
 SEED = 3
 

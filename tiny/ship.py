@@ -1,6 +1,6 @@
 """Make the built-in model's folders from a training run, and measure every form of it on held-out scenes.
 
-    python benchmarks/ship_tiny.py runs/tiny --scenes 2000
+    python -m tiny.ship runs/tiny --scenes 2000
 
 Writes fastvlm_mlx/assets/tiny (float16) and tiny-4bit, with the table in tiny/MODEL_CARD.md. Every form
 answers the same questions: as trained (every branch apart), fused, stored with fewer bits, exported for Swift
@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from fastvlm_mlx import checkpoint
@@ -26,12 +27,14 @@ from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
 from fastvlm_mlx.evaluate.predictions import Predictions
 from fastvlm_mlx.evaluate.run import ask, settings_of
-from fastvlm_mlx.train import album, form
-from fastvlm_mlx.train import recipe as recipes
+from fastvlm_mlx.train import form
 from fastvlm_mlx.vlm import VLM, load
 
 import mlx.core as mx  # isort: skip  - after fastvlm_mlx, which prefers OpenBLAS
 import mlx.nn as nn  # isort: skip
+
+from . import album
+from . import recipe as recipes
 
 ASSETS = Path(__file__).parent.parent / "fastvlm_mlx" / "assets"
 SEED, QUESTIONS = 2026, 3
@@ -72,7 +75,7 @@ class Branches(nn.Module):
 
 def as_trained(folder: Path) -> VLM:
     vlm = load(folder, "float32")
-    vlm.model.vision = Branches(folder, vlm)
+    vlm.model.vision = Branches(folder, vlm)  # type: ignore[assignment]
     return vlm
 
 
@@ -137,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="the folder of a finished `fastvlm-mlx train tiny`")
+    parser.add_argument("run", type=Path, help="the folder of a finished `python -m tiny.train`")
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--work", type=Path, help="keep pictures and answers here, and go on from them")
     parser.add_argument("--only", nargs="*", help="these forms alone, and nothing shipped")
@@ -167,7 +170,7 @@ def ship(folder: Path, destination: Path) -> None:
 
 
 def card(run: Path, found: dict[str, Measured], note: str) -> None:
-    recipe = recipes.find("tiny")
+    recipe = recipes.read()
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     stages = []
     for number, stage in enumerate(recipe.stages, 1):
@@ -187,7 +190,7 @@ def card(run: Path, found: dict[str, Measured], note: str) -> None:
         recipe=recipe.name,
         seed=recipe.seed,
         stages="\n".join(stages),
-        machine=f"{platform.system()} {platform.machine()}, {processors()}, MLX {mx.__version__}",
+        machine=f"{platform.system()} {platform.machine()}, {processors()}, MLX {version('mlx')}",
         scenes=SEED,
         note=f"\n{note}\n" if note else "",
         table=table(found),
@@ -212,24 +215,24 @@ of generated pictures alone, under the package's licence (MIT); nothing of Apple
 
 - `tiny`: float16, {tiny_mb} MB; `tiny-4bit`: language model in 4 bit, {tiny_4bit_mb} MB
 - pictures of 256 px, 16 visual tokens; context 1024
-- trained by `fastvlm_mlx/train/recipes/tiny.toml` with seed {seed}, on {machine}:
+- trained by `tiny/recipe.toml` with seed {seed}, on {machine}:
 
 {stages}
 {note}
 ## Measured
 
-`fastvlm-mlx scenes held-out` draws the pictures (seed {scenes}, split `test`: shape and colour combinations,
-words and numbers that training never shows), `fastvlm-mlx eval tiny held-out/data.jsonl` asks. Exact match in
-per cent; describing is right only if every object and word is, in reading order. Where a figure is below
-its goal, the model is not there yet: at least half of the things shown are pairs of shape and colour that
-training never showed, and these it believes least.
+`python -m tiny.scenes held-out` draws the pictures (seed {scenes}, split `test`: shape and colour
+combinations, words and numbers that training never shows), `fastvlm-mlx eval tiny held-out/data.jsonl` asks.
+Exact match in per cent; describing is right only if every object and word is, in reading order. Where a
+figure is below its goal, the model is not there yet: at least half of the things shown are pairs of shape
+and colour that training never showed, and these it believes least.
 
 {table}
 
 "as trained" keeps every branch and BatchNorm apart; the others are what `fastvlm-mlx convert` makes of it,
 and what `export --target swift` makes of float16, read back; "blind" is float16 asked about other pictures.
 Of {count} answers, the fused form gives {fused} otherwise than the trained one, the export {swift} otherwise
-than float16. `python benchmarks/ship_tiny.py` makes folders and table.
+than float16. `python -m tiny.ship` makes folders and table.
 """
 
 

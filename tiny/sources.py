@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from ..config import IMAGE_MARK
-from ..prompt import render
-from ..tokenizer import Tokenizer
+from fastvlm_mlx.config import IMAGE_MARK
+from fastvlm_mlx.prompt import render
+from fastvlm_mlx.train.batches import Batch, Integers, Sample, Share, collate, conversation
+from fastvlm_mlx.train.data import tokenizer_at
+
 from . import composing, disguise, drawing, questions, scenes
-from .batches import Batch, Integers, Sample, collate, conversation
 from .recipe import Stage
 
 TOKENS = scenes.GRID**2  # of a scene
 _HIDING = 2  # sets the stream of disguises apart from that of questions
 _BLANK = np.zeros((0, 0, 0, 3), np.uint8)  # no pictures: their cells stand for them
-
-# Once a process: a source is sent to workers anew with every step.
-tokenizer_at = cache(Tokenizer.load)
-
-
-@dataclass(frozen=True)
-class Share:
-    """One of several processes that divide every batch between them."""
-
-    rank: int = 0
-    ranks: int = 1
 
 
 @dataclass(frozen=True)

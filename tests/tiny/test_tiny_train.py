@@ -18,8 +18,8 @@ import speck
 from PIL import Image
 
 import fastvlm_mlx
-from fastvlm_mlx.train import recipe as recipes
-from fastvlm_mlx.train.run import run
+from tiny import recipe as recipes
+from tiny.train import run
 
 RECIPE = f"""
 name = "speck"
@@ -81,7 +81,7 @@ def test_a_run_ends_with_a_model_that_answers(recipe: Path, tmp_path: Path) -> N
 
 def test_a_killed_run_comes_to_the_same_losses(recipe: Path, tmp_path: Path) -> None:
     run(recipes.read(recipe), tmp_path / "whole")
-    command = [sys.executable, "-m", "fastvlm_mlx", "train", str(recipe), "-o", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "tiny.train", str(recipe), "-o", str(tmp_path / "killed")]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     log = tmp_path / "killed" / "log.jsonl"
     deadline = time.monotonic() + 60
@@ -165,7 +165,7 @@ def test_batch_statistics_are_learned_where_asked_for(recipe: Path, tmp_path: Pa
 
 def test_two_processes_share_the_work(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "fastvlm_mlx", "train", str(recipe), "-o", str(out), "--processes", "2"]
+    command = [sys.executable, "-m", "tiny.train", str(recipe), "-o", str(out), "--processes", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(losses(out)) == 7

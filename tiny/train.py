@@ -1,28 +1,37 @@
-"""From a recipe to a trained model: what is fresh is made, what was begun is continued."""
+"""From the recipe to a trained model: what is fresh is made, what was begun is continued.
+
+python -m tiny.train -o runs/tiny --processes 2
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from ..config import ModelConfig
-from ..errors import ConfigError
-from ..models.fastvlm import FastVLM
-from ..prompt import render
-from ..tokenizer import Tokenizer
-from . import curve, export, form, losses, questions, scenes, vocabulary
+from fastvlm_mlx import progress as progress_bar
+from fastvlm_mlx.blas import keep_freed_memory
+from fastvlm_mlx.config import ModelConfig
+from fastvlm_mlx.errors import ConfigError
+from fastvlm_mlx.prompt import render
+from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.train import export, form, ranks
+from fastvlm_mlx.train.report import Report
+from fastvlm_mlx.train.state import Progress, State, make_folder, once, resume, trim_log
+from fastvlm_mlx.train.trainer import train
+
+from . import losses, questions, scenes, vocabulary
+from . import recipe as recipes
 from .recipe import Model, Recipe
 from .sources import Scenes
-from .state import Logged, Progress, State, make_folder, once, resume, trim_log
-from .trainer import Subject, train
 
 _CORPUS = 20_000  # questions and answers that the tokenizer is learned from
 
@@ -37,8 +46,6 @@ def run(
     say: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Run what is left of the recipe, or as much as fits into `minutes`; says what came of it."""
-    if recipe.model is None:
-        raise ConfigError(f"recipe {recipe.name!r}: no [model] to start from; add one")
     _check(recipe, recipe.model)
     model, folder = recipe.model, out / "tokenizer"
     make_folder(out)
@@ -47,13 +54,14 @@ def run(
     config = fresh_config(model, tokenizer)
     state = resume(out, fingerprint(recipe)) or fresh(recipe, config, tokenizer, out)
     once(lambda: trim_log(out, [stage.name for stage in recipe.stages], state.progress))
-    subject = Subject(FastVLM(config), config, lambda model, raw: form.run_form(model, raw, config))
     source = Scenes(recipe.seed, folder)
-    told = Told(recipe, out, progress, say)
+    report = Report(recipe, out, progress, say)
     until_s = None if minutes is None else 60 * minutes
-    done = train(recipe, subject, state, source, workers=workers, until_s=until_s, on_log=told)
+    done = train(
+        recipe, losses.of_stage(config), state, source, workers=workers, until_s=until_s, on_log=report
+    )
     if done.progress.stage < len(recipe.stages):
-        return f"{out}: stopped at {told.place}; the same command goes on from there"
+        return f"{out}: stopped at {report.place}; the same command goes on from there"
     written = out / "model"
     once(lambda: export.write(done.params, config, folder, written))
     return f"{written}: the training form; next: fastvlm-mlx convert {written} -o {recipe.name}"
@@ -79,26 +87,6 @@ def _check(recipe: Recipe, model: Model) -> None:
             )
 
 
-@dataclass
-class Told:
-    """Where a run stands, for its bar, its log lines and its curve."""
-
-    recipe: Recipe
-    out: Path
-    progress: Callable[[int, int], None]
-    say: Callable[[str], None]
-    place: str = "its beginning"
-
-    def __call__(self, logged: Logged) -> None:
-        names = [stage.name for stage in self.recipe.stages]
-        lengths = [stage.steps for stage in self.recipe.stages]
-        self.progress(sum(lengths[: names.index(logged.stage)]) + logged.step, sum(lengths))
-        self.place = f"stage {logged.stage}, step {logged.step} of {logged.steps}"
-        measures = "  ".join(f"{name} {value:.3f}" for name, value in logged.measures.items())
-        self.say(f"{self.place}: loss {logged.loss:.4f}  {measures}  ({logged.s_per_step:.2f} s a step)")
-        curve.draw(self.out / "log.jsonl", self.out / "curve.png")
-
-
 def learn_vocabulary(seed: int, model: Model, folder: Path) -> Tokenizer:
     """From generated questions and answers and the chat template. A word to be read is spelled letter by
     letter: one that training never showed must be as easy as any."""
@@ -114,7 +102,6 @@ def fresh_config(model: Model, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def fresh(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, out: Path) -> State:
-    assert recipe.model
     key = mx.random.key(recipe.seed)
     params = dict(form.initial(config, key, layer_scale=recipe.model.layer_scale))
     vision = config.vision
@@ -139,7 +126,7 @@ def _named(params: Mapping[str, mx.array], tokenizer: Tokenizer) -> dict[str, mx
 
 def fingerprint(recipe: Recipe) -> str:
     """Stages may be added or changed ahead of a run, the model and the seed not."""
-    told = repr((recipe.name, recipe.seed, recipe.model and _told(recipe.model)))
+    told = repr((recipe.name, recipe.seed, _told(recipe.model)))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -147,3 +134,35 @@ def _told(model: Model) -> tuple[object, ...]:
     """What came later and is off is left out: a run that began without it goes on."""
     vision, *rest = dataclasses.astuple(model)
     return (vision if model.vision.multi_scale else vision[:-1], *rest)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tiny.train", description="Train the built-in model.")
+    parser.add_argument("recipe", type=Path, nargs="?", default=recipes.BUILT_IN)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="the run's folder; one begun is continued"
+    )
+    parser.add_argument("--minutes", type=float, help="save and stop after N minutes")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="divide every batch between N processes, one a core"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="draw pictures ahead in N processes: for GPUs")
+    options = parser.parse_args(arguments)
+    if options.processes > 1 and not ranks.is_one():
+        sys.exit(ranks.supervise(options.processes, "tiny.train"))
+    keep_freed_memory()
+    planned = recipes.read(options.recipe)
+    with progress_bar.bar(f"training {planned.name}", "steps") as advance:
+        done = run(
+            planned,
+            options.output,
+            minutes=options.minutes,
+            workers=options.workers,
+            progress=advance,
+            say=lambda line: print(line, file=sys.stderr),
+        )
+    print(done, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx.train import composing, losses, scenes
-from fastvlm_mlx.train.losses import _anywhere
+from tiny import composing, losses, scenes
+from tiny.losses import _anywhere
 
 WIDTH = 5
 

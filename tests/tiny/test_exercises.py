@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from fastvlm_mlx.train.composing import scene
-from fastvlm_mlx.train.exercises import beside, by_colour, by_height, by_shape, finding, listing
-from fastvlm_mlx.train.questions import Clue, ask, matching
-from fastvlm_mlx.train.scenes import GRID, NAMES, SHAPES, SPLITS, Scene
+from tiny.composing import scene
+from tiny.exercises import beside, by_colour, by_height, by_shape, finding, listing
+from tiny.questions import Clue, ask, matching
+from tiny.scenes import GRID, NAMES, SHAPES, SPLITS, Scene
 
 
 @pytest.fixture(scope="module")

@@ -241,3 +241,9 @@ def cells(scene: Scene) -> Cells:
     made["row"] += 1 + np.arange(GRID, dtype=np.int8)[:, None, None]
     made["column"] += 1 + np.arange(GRID, dtype=np.int8)[:, None]
     return Cells(**{name: array[..., 0] if HEADS[name][0] == 1 else array for name, array in made.items()})
+
+
+if __name__ == "__main__":
+    from tiny.album import main
+
+    main()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.train import composing, disguise, losses, questions, scenes, sources
-from fastvlm_mlx.train.disguise import Disguise
-from fastvlm_mlx.train.recipe import Stage
+from tiny import composing, disguise, losses, questions, scenes, sources
+from tiny.disguise import Disguise
+from tiny.recipe import Stage
 
 ALL = Disguise({"circle": "zuba", "cross": "kine", "red": "mogu"})
 
@@ -84,4 +84,4 @@ def test_a_cell_s_symbol_is_of_the_made_up_name() -> None:
 @pytest.mark.parametrize(("kind", "share"), [("answers", 0.5), ("symbols", 1.5), ("symbols", -0.1)])
 def test_a_disguise_is_of_symbols(kind: str, share: float) -> None:
     with pytest.raises(ConfigError, match="disguise"):
-        Stage("s", kind, 1, 1e-3, disguise=share)  # type: ignore[arg-type]
+        Stage("s", 1, 1e-3, kind=kind, disguise=share)  # type: ignore[arg-type]
