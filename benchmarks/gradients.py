@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from fastvlm_mlx.blas import keep_freed_memory
 from fastvlm_mlx.config import ModelConfig
+from fastvlm_mlx.convert import reference
 from fastvlm_mlx.train import form
 from tiny import recipe as recipes
 
@@ -32,11 +33,13 @@ def main() -> None:
     sizes = recipes.read().model
     config = ModelConfig(sizes.vision, sizes.text, sizes.image)
     raw = form.initial(config, mx.random.key(0), layer_scale=0.1)
-    moving = {n: a for n, a in raw.items() if n.startswith("vision.") and not n.endswith(form.STATISTICS)}
+    moving = {
+        n: a for n, a in raw.items() if n.startswith("vision.") and not n.endswith(reference.STATISTICS)
+    }
     pixels = mx.random.uniform(shape=(PICTURES, config.image.size, config.image.size, 3))
 
     def loss(moved: dict[str, mx.array]) -> mx.array:
-        return (form.features_of({**raw, **moved}, config, pixels, {}) ** 2).mean()
+        return (reference.features_of({**raw, **moved}, config, pixels, {}) ** 2).mean()
 
     gradient = mx.value_and_grad(loss)
 

@@ -69,13 +69,18 @@ def render(facts: Facts, notice: str | None, comparison: Comparison | None) -> s
         parts.append("Not as asked, because a width does not divide:\n")
         parts.append("\n".join(f"- {remark}" for remark in facts.remarks) + "\n")
     if comparison:
-        parts.append("## Against the source, both computed in float32\n")
-        parts.append(_table(("measure", "value"), comparison.rows()))
+        parts.append(
+            "## Verified, computed in float32\n" if comparison.problem is None else "## Unverified\n"
+        )
+        if comparison.problem is not None:
+            parts.append(f"This conversion differs from its source more than it may: {comparison.problem}.\n")
+        parts.append(_table(comparison.HEADS, [row.cells() for row in comparison.differences]))
+        parts.append("Largest difference / largest value; KL divergence is a mean over positions.\n")
     if notice:
         parts.append(f"## Licence\n\n{notice}\n")
     return "\n".join(parts)
 
 
-def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
-    return "\n".join(lines) + "\n"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

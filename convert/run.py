@@ -77,9 +77,27 @@ def convert(
         comparison = compare(source, folder) if verify else None
         (folder / "README.md").write_text(card.render(facts, notice, comparison), encoding="utf-8")
 
+    # With --verify the result has a name that says it is not verified yet, and takes its own once it is.
+    written = destination.with_name(f"{destination.name}-unverified") if verify else destination
+    if verify:
+        atomic.refuse(written, overwrite=True)
     checkpoint.save(
-        destination, config, weights, tokenizer, licences, finish, overwrite=overwrite, progress=progress
+        written,
+        config,
+        weights,
+        tokenizer,
+        licences,
+        finish,
+        overwrite=overwrite or verify,
+        progress=progress,
     )
+    if comparison is not None and comparison.problem is not None:
+        raise CheckpointError(
+            f"{comparison.problem}; the result is kept as {written}: convert again with a wider --dtype "
+            "or more bits, or report it if fusing is what differs"
+        )
+    if verify:
+        atomic.take_place(written, destination)
     return Converted(destination, layout, config, total, bits, remarks, notice, comparison)
 
 

@@ -43,7 +43,7 @@ def translate(directory: Path, tokenizer: Tokenizer | None = None) -> Translated
 
     The tower comes out in float32, as it was folded; the rest as it was stored.
     """
-    return _fused(read_source(directory, tokenizer))
+    return from_source(read_source(directory, tokenizer))
 
 
 def from_stored(
@@ -53,7 +53,7 @@ def from_stored(
     directory: Path,
     tokenizer: Tokenizer,
 ) -> Translated:
-    return _fused(source_of(layout, stored, raw_config, directory, tokenizer))
+    return from_source(source_of(layout, stored, raw_config, directory, tokenizer))
 
 
 def read_source(directory: Path, tokenizer: Tokenizer | None = None) -> Source:
@@ -101,7 +101,7 @@ def source_of(
     return Source(layout, config, raw, packed)
 
 
-def _fused(source: Source) -> Translated:
+def from_source(source: Source) -> Translated:
     config = source.config
     with mx.stream(mx.cpu):  # where float64 is, and no GPU kernels are compiled for one use
         weights, quantization = fuse(source.raw, config.vision, config.text, source.packed)

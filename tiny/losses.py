@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from fastvlm_mlx.config import ModelConfig
+from fastvlm_mlx.convert import reference
 from fastvlm_mlx.models.fastvlm import FastVLM
 from fastvlm_mlx.train import form
 from fastvlm_mlx.train.batches import Batch
@@ -41,7 +42,7 @@ def of_stage(config: ModelConfig) -> Loss:
         if stage.kind == "answers" and not of_batch:
             return conversations(model, batch)
         shown = pixels(batch)
-        outputs = form.observe(raw, config, shown, seen) if of_batch else dict(model.vision.trace(shown))
+        outputs = reference.observe(raw, config, shown, seen) if of_batch else dict(model.vision.trace(shown))
         *_, features = outputs.values()
         match stage.kind:
             case "cells":

@@ -21,13 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastvlm_mlx import checkpoint
-from fastvlm_mlx.convert import export_swift, layouts, quantize
+from fastvlm_mlx.convert import export_swift, layouts, quantize, reference
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
 from fastvlm_mlx.evaluate.predictions import Predictions
 from fastvlm_mlx.evaluate.run import ask, settings_of
-from fastvlm_mlx.train import form
 from fastvlm_mlx.vlm import VLM, load
 
 import mlx.core as mx  # isort: skip  - after fastvlm_mlx, which prefers OpenBLAS
@@ -70,7 +69,7 @@ class Branches(nn.Module):
         self._config = vlm.config
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        return form.features_of(self._raw, self._config, pixels)
+        return reference.features_of(self._raw, self._config, pixels)
 
 
 def as_trained(folder: Path) -> VLM:

@@ -19,9 +19,9 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
+from ..convert.reference import STATISTICS
 from ..errors import ConfigError
 from .batches import Batch, Share
-from .form import STATISTICS
 from .recipe import Plan, Stage
 from .state import Logged, Progress, State
 
