@@ -22,6 +22,7 @@ from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
 from fastvlm_mlx.evaluate.predictions import Predictions
 from fastvlm_mlx.evaluate.run import ask, settings_of
+from fastvlm_mlx.reading import ImageOptions
 from fastvlm_mlx.vlm import VLM
 from tiny import album
 
@@ -41,7 +42,7 @@ def widened(source: Path, folder: Path) -> None:
 
 
 def measured(vlm: VLM, data: datasets.DataSet, size: int, mode: str) -> reports.Report:
-    settings = settings_of(vlm, "", data, "exact", max_tokens=96, image_size=size, image_mode=mode)
+    settings = settings_of(vlm, "", data, "exact", max_tokens=96, options=ImageOptions(size, mode))
     with Predictions(None, settings) as predictions:
         ask(vlm, data, settings, predictions, batch=32)
         return reports.summed_up(settings, data.rows, predictions.said)

@@ -48,7 +48,7 @@ def row(case: Case, runs: list[Run]) -> tuple[str, ...]:
     seconds = (vision, median(runs, "prefill_s"), median(runs, "ttft_s"))
     peak = max(run.peak_bytes for run in runs) / 2**30
     told = (f"{value:.3g}" for value in (*seconds, peak))
-    return (case.reading().label, str(runs[0].image_tokens), *told)
+    return (case.options().label, str(runs[0].image_tokens), *told)
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     measured: dict[Case, list[Run]] = {case: [] for case in listed}
     for index, run in interleaved([(vlm, case) for case in listed], asked.runs, 2):
         measured[listed[index]].extend([run] if run else [])
-        sys.stderr.write(f"{listed[index].reading().label}: {'measured' if run else 'warm'}\n")
+        sys.stderr.write(f"{listed[index].options().label}: {'measured' if run else 'warm'}\n")
     name = "a small model" if asked.small else asked.variant
     dtype = str(vlm.dtype).rpartition(".")[2]
     print(f"{this_machine().words}; {name}, random weights, {dtype}\n")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastvlm_mlx import Event, Prefilled, Session, Token
+from fastvlm_mlx import Event, ImageOptions, Prefilled, Session, Token
 from fastvlm_mlx.bench import measure, untrained
 from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.bench.variants import VARIANTS
@@ -27,7 +27,7 @@ def main(size: str = "1024", variant: str = "0.5b") -> int:
     print(f"{this_machine().words}; {variant}, {size} px", flush=True)
     vlm = untrained.build(VARIANTS[variant], mx.float32)
     vlm.tokenizer = Tokenizer.load(TOKENIZER)  # one that tells words apart
-    picture = vlm.picture(measure.picture(), int(size))
+    picture = vlm.picture(measure.picture(), ImageOptions(int(size)))
     session = Session(vlm)
     first, _ = told("turn 1", session.stream("What is in the picture?", [picture], max_tokens=TOKENS))
     prompt = session.prompt("Which colour is it?")

@@ -11,5 +11,6 @@ prompt = vlm.prompt(
     images=[first, second],
     system="Answer in one sentence.",
 )
-answer = vlm.generate(prompt, max_tokens=48, temperature=0.7, top_p=0.9, seed=1)
+sampling = fastvlm_mlx.Sampling(temperature=0.7, top_p=0.9, seed=1)
+answer = vlm.generate(prompt, max_tokens=48, sampling=sampling)
 print(answer.text)

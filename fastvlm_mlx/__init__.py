@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .generate import Answer
     from .memory import Features
     from .prompt import Clip, Picture, Prompt, Text
+    from .reading import ImageOptions
     from .sampling import Sampling
     from .session import Session
     from .video import Video
@@ -45,6 +46,7 @@ _HOMES = {
     "generate": ("Answer",),
     "memory": ("Features",),
     "prompt": ("Clip", "Picture", "Prompt", "Text"),
+    "reading": ("ImageOptions",),
     "sampling": ("Sampling",),
     "session": ("Session",),
     "video": ("Video",),
@@ -65,6 +67,7 @@ __all__ = [
     "Finished",
     "HubError",
     "ImageError",
+    "ImageOptions",
     "Picture",
     "Prefilled",
     "Prompt",

@@ -21,8 +21,8 @@ from .generate import Answer, collect
 from .image import Source, fetch, open_image
 from .preview import inline
 from .prompt import Picture, placed, positions
-from .reading import Grid
-from .sampling import Options
+from .reading import ImageOptions
+from .sampling import Sampling
 from .session import Session
 from .video import Video, first, is_video
 
@@ -35,12 +35,8 @@ class How:
     """What holds for every question."""
 
     max_tokens: int
-    sampling: Options
-    image_size: int | None
-    image_mode: str | None
-    grid: Grid | None
-    max_tiles: int | None
-    reference: bool
+    sampling: Sampling
+    options: ImageOptions
     preview: bool
 
 
@@ -59,7 +55,9 @@ class Chat:
         if is_video(source):
             source = Video(source)
         opened = (
-            first(source) if isinstance(source, Video) else open_image(source, reference=self.how.reference)
+            first(source)
+            if isinstance(source, Video)
+            else open_image(source, reference=self.how.options.reference)
         )
         if self.how.preview and sys.stderr.isatty() and (shown := inline(opened, os.environ)):
             tell.say(shown)
@@ -71,14 +69,13 @@ class Chat:
 
     def _read(self, source: Image.Image | Video) -> tuple[str, tuple[Picture, ...], str]:
         """Marks, pieces, and what to say of them."""
-        vlm, how = self.session.vlm, self.how
-        asked = how.image_size, how.image_mode
+        vlm, options = self.session.vlm, self.how.options
         if isinstance(source, Video):
-            clip = vlm.clip(source, *asked, grid=how.grid, max_tiles=how.max_tiles, reference=how.reference)
+            clip = vlm.clip(source, options)
             torn = f" ({clip.damaged} damaged packets left out)" if clip.damaged else ""
             read = f"read as {len(clip.frames)} frames{torn}"
             return clip.marks, tuple(chain.from_iterable(clip.frames)), read
-        parts = vlm.pictures(source, *asked, grid=how.grid, max_tiles=how.max_tiles, reference=how.reference)
+        parts = vlm.pictures(source, options)
         height, width = parts[0].pixels.shape[1:3]
         tiles = f" and {len(parts) - 1} tiles of it" if len(parts) > 1 else ""
         return IMAGE_MARK * len(parts), parts, f"read as {width}×{height}{tiles}"
@@ -90,7 +87,7 @@ class Chat:
             placed(text, [marks for marks, _ in self.waiting]),
             [picture for _, parts in self.waiting for picture in parts],
             max_tokens=self.how.max_tokens,
-            **self.how.sampling,
+            sampling=self.how.sampling,
         )
         told: list[Event] = []
         try:

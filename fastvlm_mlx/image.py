@@ -3,7 +3,7 @@
     open_image("photo.jpg")           a PIL picture: EXIF-upright, transparency over white, RGB
     squared(picture, 1024, "pad")     a 1024×1024 PIL picture
     preprocess("photo.jpg", 1024)     both, then float32 (1024, 1024, 3) in [0, 1]
-    pieces("photo.jpg", reading)      the same for any `Reading`: an overview and its tiles, say
+    pieces("photo.jpg", options)      the same for any `ImageOptions`: an overview and its tiles, say
 
 `reference=True` reproduces the PyTorch pipeline bit for bit: `Image.open(f).convert("RGB")`, which ignores
 the EXIF orientation, drops alpha and clips 16-bit gray. Not covered: ICC profiles (ignored, as in the
@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 
 from .config import SQUARE_MODES
 from .errors import ConfigError, ImageError
-from .reading import MAX_PIXELS, NATIVE, TILES, Reading, named, within
+from .reading import MAX_PIXELS, NATIVE, TILES, ImageOptions, named, within
 
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 DOWNLOAD_TIMEOUT_S = 30.0
@@ -62,17 +62,16 @@ def preprocess(
     source: Source, size: int, mode: str = "pad", *, reference: bool = False
 ) -> npt.NDArray[np.float32]:
     """The vision tower's input, without the batch axis: (size, size, 3) in [0, 1]; native has other sides."""
-    reading = Reading(size, mode, reference=reference)  # before a large file is decoded in vain
+    options = ImageOptions(size, mode, reference=reference)  # before a large file is decoded in vain
     if mode == TILES:
         raise ConfigError("tiles are several pictures; call image.pieces, or choose another mode")
-    return pieces(source, reading)[0]
+    return pieces(source, options)[0]
 
 
-def pieces(source: Source, reading: Reading) -> list[npt.NDArray[np.float32]]:
-    """The same for whatever a picture is read as: of tiles the overview first, then row by row."""
-    return [
-        _UNIT[np.asarray(piece)] for piece in cut(open_image(source, reference=reading.reference), reading)
-    ]
+def pieces(source: Source, options: ImageOptions) -> list[npt.NDArray[np.float32]]:
+    """The vision tower's inputs for one picture: with tiles the overview first, then tiles row by row."""
+    opened = open_image(source, reference=options.reference)
+    return [_UNIT[np.asarray(piece)] for piece in cut(opened, options)]
 
 
 def as_bytes(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:
@@ -89,21 +88,21 @@ def as_floats(whole: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def check_options(size: int, mode: str) -> None:
     """Say what is wrong with them before anything is read."""
-    Reading(size, mode)
+    ImageOptions(size, mode)
 
 
-def cut(image: Image.Image, reading: Reading) -> list[Image.Image]:
-    """An RGB picture as the pieces that are read of it; their sides are `reading.sides(*image.size)`.
+def cut(image: Image.Image, options: ImageOptions) -> list[Image.Image]:
+    """An RGB picture as the pieces that the model reads; their sides are `options.sides(*image.size)`.
 
     Tiles are cut from the picture in the middle of its grid, in front of black; the overview is all of it,
     stretched to one tile. Both are the reference's. What one tile shows whole is one padded square.
     """
-    size, bicubic = reading.size, Image.Resampling.BICUBIC
-    if reading.mode == NATIVE:
-        return [image.resize(reading.sides(*image.size)[0], bicubic)]
-    if reading.mode != TILES:
-        return [squared(image, size, reading.mode)]
-    columns, rows = grid = reading.grid_of(*image.size)
+    (size, mode), bicubic = options.size_and_mode, Image.Resampling.BICUBIC
+    if mode == NATIVE:
+        return [image.resize(options.sides(*image.size)[0], bicubic)]
+    if mode != TILES:
+        return [squared(image, size, mode)]
+    columns, rows = grid = options.grid_of(*image.size)
     if grid == (1, 1):
         return [squared(image, size, "pad")]
     if image.width < columns or image.height < rows:

@@ -1,8 +1,8 @@
 """How a picture is read: which pieces the tower gets and what sides they have, as arithmetic alone.
 
-    Reading(1024).sides(1920, 1080)                  one square, ((1024, 1024),)
-    Reading(1024, "native").sides(1920, 1080)        one rectangle, ((1024, 576),)
-    Reading(1024, "tiles").sides(1920, 1080)         an overview and 2×2 tiles, ((1024, 1024),) * 5
+    ImageOptions(1024, "pad").sides(1920, 1080)      one square, ((1024, 1024),)
+    ImageOptions(1024, "native").sides(1920, 1080)   one rectangle, ((1024, 576),)
+    ImageOptions(1024, "tiles").sides(1920, 1080)    an overview and 2×2 tiles, ((1024, 1024),) * 5
 
 Grids, and where a picture lies in one, are LLaVA's: sides are rounded as its code rounds them.
 """
@@ -10,7 +10,7 @@ Grids, and where a picture lies in one, are LLaVA's: sides are rounded as its co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import SQUARE_MODES, STRIDE
 from .errors import ConfigError
@@ -32,21 +32,28 @@ Sides = tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    size: int = 1024  # of a square; native's longer side
-    mode: str = "pad"
+class ImageOptions:
+    """How a picture becomes the pixels that the model reads. `VLM` replaces None by the model's own.
+
+    `mode` is pad, crop or stretch, which make a square; native, which keeps the shape; or tiles: an overview
+    and then tiles row by row, in a `grid` or in one of at most `max_tiles` that fits the picture.
+    """
+
+    size: int | None = None  # side of a square or tile, native's longer side; None: the model's
+    mode: str | None = None  # None: the model's
     grid: Grid | None = None  # of tiles; None: by each picture's own sides
-    max_tiles: int | None = None  # of such a grid; None: MAX_TILES
-    reference: bool = False  # files are opened as the PyTorch reference opens them
+    max_tiles: int | None = None  # in a grid by the picture's sides; None: MAX_TILES
+    reference: bool = False  # open files as the PyTorch reference does: no EXIF rotation, no transparency
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
+        if self.mode is not None and self.mode not in MODES:
             raise ConfigError(f"unknown image mode {self.mode!r}; choose one of {', '.join(MODES)}")
-        _check_size(self.size)
+        size = STRIDE if self.size is None else self.size
+        _check_size(size)
         if self.mode != TILES and (self.grid is not None or self.max_tiles is not None):
+            mode = "the model's image mode" if self.mode is None else f"image mode {self.mode}"
             raise ConfigError(
-                f"image mode {self.mode} has no tiles; choose tiles (--image-mode), or leave grid and "
-                "max-tiles out"
+                f"{mode} has no tiles; choose tiles (--image-mode), or leave grid and max-tiles out"
             )
         if self.max_tiles is not None and self.max_tiles < 1:
             raise ConfigError(f"max-tiles is {self.max_tiles}; choose 1 or more, such as {MAX_TILES}")
@@ -63,21 +70,34 @@ class Reading:
                     "smaller grid, or leave max-tiles out"
                 )
             most = count
-        if self.mode == TILES and most * self.size**2 > MAX_PIXELS:
+        if self.mode == TILES and most * size**2 > MAX_PIXELS:
             raise ConfigError(
-                f"{most} tiles of {self.size} have more than {MAX_PIXELS} pixels; choose fewer tiles or a "
+                f"{most} tiles of {size} have more than {MAX_PIXELS} pixels; choose fewer tiles or a "
                 "smaller image size"
             )
+
+    def filled(self, size: int, mode: str) -> ImageOptions:
+        """The same with a model's own size and mode where these options have none."""
+        return replace(
+            self, size=size if self.size is None else self.size, mode=mode if self.mode is None else self.mode
+        )
+
+    @property
+    def size_and_mode(self) -> tuple[int, str]:
+        if self.size is None or self.mode is None:
+            raise ConfigError(f"{self} leave size or mode to a model; give both, or use `filled`")
+        return self.size, self.mode
 
     @property
     def label(self) -> str:
         """
-        >>> Reading(512, "tiles", (2, 2)).label
+        >>> ImageOptions(512, "tiles", (2, 2)).label
         '512 tiles 2x2'
         """
-        mode = "" if self.mode == "pad" else self.mode
+        size, mode = self.size_and_mode
         tiles = f"at most {self.max_tiles}" if self.max_tiles else ""
-        return " ".join(filter(None, [str(self.size), mode, named(self.grid) if self.grid else tiles]))
+        parts = [str(size), "" if mode == "pad" else mode, named(self.grid) if self.grid else tiles]
+        return " ".join(filter(None, parts))
 
     @property
     def by_picture(self) -> bool:
@@ -85,17 +105,19 @@ class Reading:
         return self.mode == NATIVE or (self.mode == TILES and self.grid is None)
 
     def grid_of(self, width: int, height: int) -> Grid:
-        """Of a picture of these sides: the one asked for, or the one that fits."""
+        """The requested grid, or the one that fits a picture of these sides."""
         if self.grid is not None:
             return self.grid
-        return fitting_grid(width, height, self.size, self.max_tiles or MAX_TILES)
+        size, _ = self.size_and_mode
+        return fitting_grid(width, height, size, self.max_tiles or MAX_TILES)
 
     def sides(self, width: int, height: int) -> tuple[Sides, ...]:
         """The pieces of a picture of these sides, in the order the model reads them."""
-        if self.mode == NATIVE:
-            return (native_sides(width, height, self.size),)
-        tiles = math.prod(self.grid_of(width, height)) if self.mode == TILES else 1
-        return ((self.size, self.size),) * (1 if tiles == 1 else 1 + tiles)
+        size, mode = self.size_and_mode
+        if mode == NATIVE:
+            return (native_sides(width, height, size),)
+        tiles = math.prod(self.grid_of(width, height)) if mode == TILES else 1
+        return ((size, size),) * (1 if tiles == 1 else 1 + tiles)
 
     def positions(self, width: int, height: int) -> int:
         """Of the language model's context."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TypedDict
 
 import mlx.core as mx
 
@@ -37,17 +36,6 @@ class Sampling:
         ):
             if not good:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {wanted}")
-
-
-class Options(TypedDict, total=False):
-    """`Sampling`'s fields as keywords."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    seed: int | None
 
 
 class Sampler:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Unpack
 
 import mlx.core as mx
 
@@ -24,11 +23,13 @@ from .errors import ConfigError, DataError, PromptError
 from .generate import Answer
 from .memory import Features, Prefix, rows
 from .prompt import Picture, Prompt, Text, assemble, opening, positions, render, spread
-from .reading import Grid
-from .sampling import Options, Sampling
+from .reading import ImageOptions
+from .sampling import Sampling
 from .saved import Saved, SavedTurn
 from .vlm import VLM, Image
 
+_DEFAULT = ImageOptions()
+_GREEDY = Sampling()
 _END = "<|im_end|>\n"  # of a turn, before the next
 _ROOM_SHARE = 1 / 4  # of the context: the most that is kept free for an answer
 _KEPT_SHARE = 3 / 4  # of the context: what is left once turns have to go, so that it lasts for some questions
@@ -101,12 +102,8 @@ class Session:
         images: Sequence[Image] = (),
         *,
         max_tokens: int = 512,
-        image_size: int | None = None,
-        image_mode: str | None = None,
-        grid: Grid | None = None,
-        max_tiles: int | None = None,
-        reference: bool = False,
-        **sampling: Unpack[Options],
+        options: ImageOptions = _DEFAULT,
+        sampling: Sampling = _GREEDY,
     ) -> Iterator[Event]:
         """Ask, and read the answer as it comes; takes what `VLM.prompt` and `VLM.stream` take.
 
@@ -115,12 +112,7 @@ class Session:
         """
         if self._answering:
             raise PromptError("the session is still answering; read that answer to its end, or close it")
-        shown = [
-            self.vlm.pictures(
-                source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference
-            )
-            for source in images
-        ]
+        shown = [self.vlm.pictures(source, options) for source in images]
         text, pictures = _spread(text, shown)
         asked = self._asked(text, pictures)
         remembered = self._remembered(asked, max_tokens)
@@ -131,7 +123,7 @@ class Session:
             stop_ids=self.vlm.config.eos_token_ids,
             context=self.context,
             max_tokens=max_tokens,
-            sampling=Sampling(**sampling),
+            sampling=sampling,
             prefix=self._prefix,
             features=self.features,
         )
@@ -160,26 +152,13 @@ class Session:
         images: Sequence[Image] = (),
         *,
         max_tokens: int = 512,
-        image_size: int | None = None,
-        image_mode: str | None = None,
-        grid: Grid | None = None,
-        max_tiles: int | None = None,
-        reference: bool = False,
-        **sampling: Unpack[Options],
+        options: ImageOptions = _DEFAULT,
+        sampling: Sampling = _GREEDY,
     ) -> Answer:
         """The whole answer with its timings; takes what `stream` takes."""
-        events = self.stream(
-            text,
-            images,
-            max_tokens=max_tokens,
-            image_size=image_size,
-            image_mode=image_mode,
-            grid=grid,
-            max_tiles=max_tiles,
-            reference=reference,
-            **sampling,
+        return generate.collect(
+            self.stream(text, images, max_tokens=max_tokens, options=options, sampling=sampling)
         )
-        return generate.collect(events)
 
     def clear(self) -> None:
         """Begin again; the system prompt and the pictures' features stay."""

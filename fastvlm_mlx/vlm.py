@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -24,8 +24,8 @@ from .guessing import Both, Draft, Repetitions
 from .models.cache import packing
 from .models.fastvlm import FastVLM
 from .prompt import Clip, Picture, Prompt, assemble, placed, positions, render
-from .reading import Grid, Reading
-from .sampling import Options, Sampling
+from .reading import ImageOptions
+from .sampling import Sampling
 from .tokenizer import Tokenizer
 from .video import Video, is_video, opened
 
@@ -33,6 +33,8 @@ Pixels = mx.array | npt.NDArray[Any]  # floats; of numpy's arrays, uint8 is read
 Image = image.Source | Pixels | Picture | tuple[Picture, ...]  # the last is one picture in pieces
 Shown = Image | Video | Clip
 T = TypeVar("T")
+_DEFAULT = ImageOptions()
+_GREEDY = Sampling()
 _ANSWER_SHARE = 1 / 8  # of the context: kept for an answer when we say how many frames fit
 
 
@@ -158,21 +160,14 @@ class VLM:
         images: Sequence[Shown] = (),
         system: str | None = None,
         *,
-        image_size: int | None = None,
-        image_mode: str | None = None,
-        grid: Grid | None = None,
-        max_tiles: int | None = None,
-        reference: bool = False,
+        options: ImageOptions = _DEFAULT,
     ) -> Prompt:
         """A question with its pictures. `<image>` in the text places each one; without it they come first.
 
         A picture is a path, encoded bytes, a PIL image, a uint8 array, or floats (H, W, 3) in [0, 1]
         with sides that are multiples of 64, which are taken as they are; or a `Picture`, such as another
         prompt holds, or what `pictures` gives. A `Video`, its path, or what `clip` gives stands for its
-        frames, each on a line after its time. `image_mode` is pad, crop or stretch, which make a square;
-        native, which keeps the shape; or tiles: an overview and then tiles row by row, in a `grid` of
-        (columns, rows) or one of at most `max_tiles` that fits the picture. `reference` reads pictures
-        exactly as the PyTorch reference does (no rotation by EXIF, transparency dropped).
+        frames, each on a line after its time. `options` say how files and frames become pixels.
         """
         rendered = render(text, len(images), system)
         marks: list[str] = []
@@ -182,17 +177,13 @@ class VLM:
             if is_video(source):
                 source = Video(source)
             if isinstance(source, Video):
-                source = self.clip(
-                    source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference
-                )
+                source = self.clip(source, options)
             if isinstance(source, Clip):
                 clips.append(source)
                 marks.append(source.marks)
                 pictures += chain.from_iterable(source.frames)
             else:
-                parts = self.pictures(
-                    source, image_size, image_mode, grid=grid, max_tiles=max_tiles, reference=reference
-                )
+                parts = self.pictures(source, options)
                 marks.append(IMAGE_MARK * len(parts))
                 pictures += parts
         prompt = assemble(placed(rendered, marks), pictures, self.tokenizer.encode)
@@ -216,58 +207,33 @@ class VLM:
             f"{f'--max-frames {fit} or ' if fit else ''}a smaller --image-size"
         )
 
-    def clip(
-        self,
-        video: Video,
-        image_size: int | None = None,
-        image_mode: str | None = None,
-        *,
-        grid: Grid | None = None,
-        max_tiles: int | None = None,
-        reference: bool = False,
-    ) -> Clip:
+    def clip(self, video: Video, options: ImageOptions = _DEFAULT) -> Clip:
         """A video's frames ready to be put into prompts; each is read as a picture is.
 
         No more are read than the context could hold, and one: `prompt` then says how many fit.
         """
-        reading = self._reading(image_size, image_mode, grid, max_tiles, reference)
+        options = self._filled(options)
         times: list[float] = []
         frames: list[tuple[Picture, ...]] = []
         with opened(video) as reel:
-            most = self.config.text.context // reading.positions(*reel.sides) + 1
+            most = self.config.text.context // options.positions(*reel.sides) + 1
             for frame in reel.frames(reel.times(most)):
                 times.append(frame.time_s)
-                frames.append(_pictures(frame.picture, reading))
+                frames.append(_pictures(frame.picture, options))
             return Clip(tuple(times), tuple(frames), reel.damaged)
 
-    def picture(
-        self,
-        source: Image,
-        image_size: int | None = None,
-        image_mode: str | None = None,
-        *,
-        reference: bool = False,
-    ) -> Picture:
+    def picture(self, source: Image, options: ImageOptions = _DEFAULT) -> Picture:
         """A picture ready to be put into prompts, read as `prompt` reads it."""
-        parts = self.pictures(source, image_size, image_mode, reference=reference)
+        parts = self.pictures(source, options)
         if len(parts) != 1:
             raise ConfigError(
                 f"{len(parts)} pieces are no single picture; `VLM.pictures` gives and `VLM.prompt` takes them"
             )
         return parts[0]
 
-    def pictures(
-        self,
-        source: Image,
-        image_size: int | None = None,
-        image_mode: str | None = None,
-        *,
-        grid: Grid | None = None,
-        max_tiles: int | None = None,
-        reference: bool = False,
-    ) -> tuple[Picture, ...]:
-        """The same of any mode: of tiles, the overview and every tile."""
-        parts = _pictures(source, self._reading(image_size, image_mode, grid, max_tiles, reference))
+    def pictures(self, source: Image, options: ImageOptions = _DEFAULT) -> tuple[Picture, ...]:
+        """The pieces of one picture in any mode: with tiles, the overview and every tile."""
+        parts = _pictures(source, self._filled(options))
         context = self.config.text.context
         if parts is not source and len(parts) > 1 and (asked := positions(parts)) > context:
             raise PromptError(
@@ -276,13 +242,8 @@ class VLM:
             )
         return parts
 
-    def _reading(
-        self, size: int | None, mode: str | None, grid: Grid | None, max_tiles: int | None, reference: bool
-    ) -> Reading:
-        own = self.config.image
-        return Reading(
-            own.size if size is None else size, own.mode if mode is None else mode, grid, max_tiles, reference
-        )
+    def _filled(self, options: ImageOptions) -> ImageOptions:
+        return options.filled(self.config.image.size, self.config.image.mode)
 
     def logits(self, prompt: Prompt) -> mx.array:
         """(positions, vocabulary), padded rows of the vocabulary included"""
@@ -301,12 +262,11 @@ class VLM:
         max_tokens: int = 512,
         draft: VLM | None = None,
         repetitions: bool = False,
-        **sampling: Unpack[Options],
+        sampling: Sampling = _GREEDY,
     ) -> Iterator[Event]:
         """Events as they happen: `Prefilled`, a `Token` each, `Finished`.
 
-        Greedy unless told otherwise by the fields of `Sampling`: temperature, top_p, top_k, min_p,
-        repetition_penalty, seed. A greedy answer can be guessed, and the guesses checked several tokens at
+        A greedy answer can be guessed, and the guesses checked several tokens at
         a time, without changing it: by a smaller model of the same tokenizer, `draft`, or from what the
         prompt and the answer have said before, `repetitions`.
         """
@@ -319,7 +279,7 @@ class VLM:
             stop_ids=self.config.eos_token_ids,
             context=self.config.text.context,
             max_tokens=max_tokens,
-            sampling=Sampling(**sampling),
+            sampling=sampling,
             low_memory=self.low_memory,
         )
         return self.turns.each(events)
@@ -347,11 +307,13 @@ class VLM:
         max_tokens: int = 512,
         draft: VLM | None = None,
         repetitions: bool = False,
-        **sampling: Unpack[Options],
+        sampling: Sampling = _GREEDY,
     ) -> Answer:
         """The whole answer with its timings; takes what `stream` takes."""
         return generate.collect(
-            self.stream(prompt, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
+            self.stream(
+                prompt, max_tokens=max_tokens, draft=draft, repetitions=repetitions, sampling=sampling
+            )
         )
 
     def answers(
@@ -360,7 +322,7 @@ class VLM:
         *,
         batch: int = 16,
         max_tokens: int = 512,
-        **sampling: Unpack[Options],
+        sampling: Sampling = _GREEDY,
     ) -> Iterator[Answer]:
         """An answer to each prompt, in order; `batch` prompts are held and answered at a time.
 
@@ -384,12 +346,12 @@ class VLM:
                     stop_ids=self.config.eos_token_ids,
                     context=self.config.text.context,
                     max_tokens=max_tokens,
-                    sampling=Sampling(**sampling),
+                    sampling=sampling,
                 )
             yield from answers
 
 
-def _pictures(source: Image, reading: Reading) -> tuple[Picture, ...]:
+def _pictures(source: Image, options: ImageOptions) -> tuple[Picture, ...]:
     if isinstance(source, Picture):
         return (source,)
     if isinstance(source, tuple):
@@ -403,7 +365,7 @@ def _pictures(source: Image, reading: Reading) -> tuple[Picture, ...]:
         if pixels.shape[0] != 1:
             raise ImageError(f"{pixels.shape[0]} pictures in one array; give each one by itself")
         return (Picture(pixels),)
-    return tuple(Picture(_checked(piece)) for piece in image.pieces(source, reading))
+    return tuple(Picture(_checked(piece)) for piece in image.pieces(source, options))
 
 
 def _checked(given: Pixels) -> mx.array:

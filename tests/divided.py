@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from fastvlm_mlx import checkpoint
+from fastvlm_mlx import Sampling, checkpoint
 
 PACKED = "packed"  # names that begin so are computed from packed matrices, on the CPU too
 Found = Mapping[str, npt.NDArray[np.float32]]
@@ -33,8 +33,8 @@ def found(name: str, vlm: fastvlm_mlx.VLM) -> dict[str, npt.NDArray[np.float32]]
     said = {
         "greedy": vlm.generate(prompt, max_tokens=8).ids,
         "repetitions": vlm.generate(prompt, max_tokens=8, repetitions=True).ids,
-        "sampled": vlm.generate(prompt, max_tokens=8, temperature=1.5).ids,
-        "seeded": vlm.generate(prompt, max_tokens=8, temperature=1.5, top_p=0.9, seed=7).ids,
+        "sampled": vlm.generate(prompt, max_tokens=8, sampling=Sampling(1.5)).ids,
+        "seeded": vlm.generate(prompt, max_tokens=8, sampling=Sampling(1.5, top_p=0.9, seed=7)).ids,
     }
     arrays = {"logits": np.array(vlm.logits(prompt)), **{how: np.array(ids) for how, ids in said.items()}}
     return {f"{name}.{what}": array for what, array in arrays.items()}

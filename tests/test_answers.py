@@ -10,7 +10,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import VLM, ConfigError, ImageError, Picture, Prompt, PromptError, decoding, generate
+from fastvlm_mlx import (
+    VLM,
+    ConfigError,
+    ImageError,
+    Picture,
+    Prompt,
+    PromptError,
+    Sampling,
+    decoding,
+    generate,
+)
 from fastvlm_mlx.models.cache import KVCache
 from fastvlm_mlx.prompt import positions
 
@@ -95,8 +105,8 @@ def test_each_answer_ends_at_its_own_stop(
 
 def test_sampling_repeats_what_each_would_draw_alone(vlm: VLM, pictures: list[Picture]) -> None:
     prompts = [vlm.prompt("What is this?", [picture]) for picture in pictures[:3]]
-    options = {"temperature": 1.0, "top_k": 20, "repetition_penalty": 1.2, "seed": 3}
-    assert answered(vlm, prompts, **options) == one_at_a_time(vlm, prompts, **options)
+    sampling = Sampling(1.0, top_k=20, repetition_penalty=1.2, seed=3)
+    assert answered(vlm, prompts, sampling=sampling) == one_at_a_time(vlm, prompts, sampling=sampling)
 
 
 def test_chunked_prefill_changes_nothing(

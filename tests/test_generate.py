@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import VLM, Finished, ImageError, Prefilled, PromptError, Token, decoding, generate
+from fastvlm_mlx import VLM, Finished, ImageError, Prefilled, PromptError, Sampling, Token, decoding, generate
 
 Vlm = Callable[[str], VLM]
 
@@ -84,24 +84,15 @@ def test_chunked_prefill_changes_nothing(
 def test_padded_vocabulary_rows_are_never_sampled(vlm: VLM) -> None:
     assert vlm.config.text.vocab_size == 512
     assert vlm.tokenizer.size == 483
-    answer = vlm.generate("Hello", max_tokens=300, temperature=50.0, seed=0)  # nearly uniform
+    answer = vlm.generate(
+        "Hello", max_tokens=300, sampling=Sampling(temperature=50.0, seed=0)
+    )  # nearly uniform
     assert max(answer.ids) < 483
 
 
 def test_sampling_with_a_seed_repeats(vlm: VLM) -> None:
-    first, second = (
-        vlm.generate(
-            "Hello",
-            max_tokens=16,
-            temperature=1.0,
-            top_p=0.9,
-            top_k=40,
-            min_p=0.01,
-            repetition_penalty=1.1,
-            seed=7,
-        ).ids
-        for _ in range(2)
-    )
+    sampling = Sampling(1.0, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.1, seed=7)
+    first, second = (vlm.generate("Hello", max_tokens=16, sampling=sampling).ids for _ in range(2))
     assert first == second
 
 

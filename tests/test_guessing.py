@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command import MODEL, Run
 
-from fastvlm_mlx import VLM, Answer, ConfigError, Picture, Prompt, generate
+from fastvlm_mlx import VLM, Answer, ConfigError, Picture, Prompt, Sampling, generate
 from fastvlm_mlx.decoding import Guesser
 from fastvlm_mlx.guessing import Repetitions
 from fastvlm_mlx.models.cache import KVCache
@@ -135,8 +135,9 @@ def test_what_was_said_before_is_guessed_when_it_comes_again(vlm: VLM, prompts: 
 
 
 def test_sampling_takes_no_guesses(vlm: VLM, prompts: list[Prompt]) -> None:
-    plain = vlm.generate(prompts[0], max_tokens=12, temperature=1.0, seed=2)
-    told = vlm.generate(prompts[0], max_tokens=12, temperature=1.0, seed=2, repetitions=True, draft=vlm)
+    how = Sampling(temperature=1.0, seed=2)
+    plain = vlm.generate(prompts[0], max_tokens=12, sampling=how)
+    told = vlm.generate(prompts[0], max_tokens=12, sampling=how, repetitions=True, draft=vlm)
     assert (told.ids, told.guessed) == (plain.ids, 0)
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from fastvlm_mlx.config import SQUARE_MODES
 from fastvlm_mlx.errors import ConfigError, ImageError
 from fastvlm_mlx.image import cut, open_image, pieces, preprocess, squared, stored_sides
-from fastvlm_mlx.reading import Reading
+from fastvlm_mlx.reading import ImageOptions
 
 EXPECTED = load_file(IMAGES / "expected.safetensors")
 TILES = json.loads((IMAGES / "tiles.json").read_text())["pieces"]
@@ -61,7 +61,7 @@ def test_overview_and_tiles_are_the_references_bit_for_bit(
 ) -> None:
     name, columns, rows, size, digests = case
     opened = open_image(IMAGES / name, reference=reference)
-    found = cut(opened, Reading(size, "tiles", (columns, rows), reference=reference))
+    found = cut(opened, ImageOptions(size, "tiles", (columns, rows), reference=reference))
     assert [hashlib.sha256(piece.tobytes()).hexdigest()[:16] for piece in found] == digests
 
 
@@ -277,7 +277,7 @@ def test_native_of_a_square_is_the_padded_square() -> None:
 
 def test_tiles_laid_side_by_side_are_the_picture_in_front_of_black() -> None:
     colour = Image.new("RGB", (300, 200), RED)
-    overview, *tiles = cut(colour, Reading(64, "tiles", (2, 2)))
+    overview, *tiles = cut(colour, ImageOptions(64, "tiles", (2, 2)))
     assert np.all(np.asarray(overview) == RED)
     rows = [np.concatenate([np.asarray(tile) for tile in tiles[first : first + 2]], 1) for first in (0, 2)]
     whole = np.concatenate(rows)
@@ -290,19 +290,19 @@ def test_tiles_laid_side_by_side_are_the_picture_in_front_of_black() -> None:
 def test_tiles_go_row_by_row_after_the_overview() -> None:
     colours = [(40 * n, 0, 255 - 40 * n) for n in range(6)]
     grid = np.repeat(np.repeat(np.array(colours, np.uint8).reshape(2, 3, 3), 64, 0), 64, 1)
-    _, *tiles = cut(Image.fromarray(grid), Reading(64, "tiles", (3, 2)))
+    _, *tiles = cut(Image.fromarray(grid), ImageOptions(64, "tiles", (3, 2)))
     assert [tile.getpixel((30, 30)) for tile in tiles] == colours
 
 
-@pytest.mark.parametrize("reading", [Reading(64, "tiles"), Reading(64, "tiles", (1, 1))])
-def test_what_one_tile_shows_whole_is_one_padded_square(reading: Reading) -> None:
+@pytest.mark.parametrize("reading", [ImageOptions(64, "tiles"), ImageOptions(64, "tiles", (1, 1))])
+def test_what_one_tile_shows_whole_is_one_padded_square(reading: ImageOptions) -> None:
     picture = Image.fromarray(noise(30, 60))
     [found] = pieces(picture, reading)
     np.testing.assert_array_equal(found, preprocess(picture, 64))
 
 
-@pytest.mark.parametrize("reading", [Reading(64, "native"), Reading(64, "tiles", max_tiles=6)])
-def test_pieces_have_the_sides_that_were_worked_out(reading: Reading) -> None:
+@pytest.mark.parametrize("reading", [ImageOptions(64, "native"), ImageOptions(64, "tiles", max_tiles=6)])
+def test_pieces_have_the_sides_that_were_worked_out(reading: ImageOptions) -> None:
     for height, width in ((1, 1), (100, 300), (301, 99), (64, 65), (1, 700), (50, 64)):
         found = [piece.shape[1::-1] for piece in pieces(Image.fromarray(noise(height, width)), reading)]
         assert found == list(reading.sides(width, height))
@@ -310,7 +310,7 @@ def test_pieces_have_the_sides_that_were_worked_out(reading: Reading) -> None:
 
 def test_a_picture_of_fewer_pixels_than_tiles_is_refused() -> None:
     with pytest.raises(ImageError, match="1×5 has too few pixels for 2x2 tiles; leave the grid out"):
-        pieces(Image.new("RGB", (1, 5)), Reading(64, "tiles", (2, 2)))
+        pieces(Image.new("RGB", (1, 5)), ImageOptions(64, "tiles", (2, 2)))
 
 
 def test_stored_sides_are_those_of_the_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pictures import TALL
 from pictures import WIDE as ACROSS
 
 import fastvlm_mlx
-from fastvlm_mlx import VLM, Clip, ConfigError, Picture, PromptError, Session, checkpoint, lora
+from fastvlm_mlx import VLM, Clip, ConfigError, ImageOptions, Picture, PromptError, Session, checkpoint, lora
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.models.fastvlm import FastVLM
 
@@ -32,7 +32,7 @@ SHOWN: dict[str, dict[str, Any]] = {
     "several of several sizes": {
         "images": [picture(1, 64, 64), TALL, picture(2, 128, 64), picture(1, 64, 64)]
     },
-    "tiles": {"images": [ACROSS], "image_mode": "tiles", "grid": (3, 2), "image_size": 64},
+    "tiles": {"images": [ACROSS], "options": ImageOptions(64, "tiles", (3, 2))},
     "frames": {"images": [Clip((0.0, 1.5), ((picture(3, 64, 64),), (picture(4, 64, 64),)))]},
 }
 

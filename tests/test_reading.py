@@ -11,7 +11,15 @@ from checkpoints import GOLDEN
 
 from fastvlm_mlx.config import STRIDE
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.reading import MAX_TILES, MODES, Reading, fitting_grid, native_sides, parsed_grid, within
+from fastvlm_mlx.reading import (
+    MAX_TILES,
+    MODES,
+    ImageOptions,
+    fitting_grid,
+    native_sides,
+    parsed_grid,
+    within,
+)
 
 CHOSEN = json.loads((GOLDEN / "images" / "tiles.json").read_text())["chosen"]
 SOME = random.Random(5)
@@ -60,8 +68,8 @@ def test_native_keeps_the_shape_within_the_square(size: int) -> None:
 
 
 def test_a_wide_picture_takes_44_per_cent_fewer_tokens_than_its_square() -> None:
-    assert Reading(1024).positions(1920, 1080) == 256
-    assert Reading(1024, "native").positions(1920, 1080) == 144
+    assert ImageOptions(1024, "pad").positions(1920, 1080) == 256
+    assert ImageOptions(1024, "native").positions(1920, 1080) == 144
     assert round(100 * (1 - 144 / 256)) == 44
 
 
@@ -84,22 +92,22 @@ def test_a_grid_has_at_most_so_many_tiles_and_turns_with_the_picture(most: int) 
 @pytest.mark.parametrize(
     ("reading", "picture", "pieces", "positions"),
     [
-        (Reading(1024), (1920, 1080), 1, 256),
-        (Reading(2048), (1920, 1080), 1, 1024),
-        (Reading(1536, "native"), (1920, 1080), 1, 24 * 14),
-        (Reading(1024, "tiles", (2, 2)), (1920, 1080), 5, 1280),
-        (Reading(1024, "tiles", (3, 3)), (5, 5), 10, 2560),
-        (Reading(512, "tiles", (3, 1)), (1920, 1080), 4, 256),
-        (Reading(1024, "tiles", (1, 1)), (1920, 1080), 1, 256),  # the picture by itself
-        (Reading(1024, "tiles"), (1024, 700), 1, 256),
-        (Reading(1024, "tiles"), (1920, 1080), 5, 1280),
-        (Reading(1024, "tiles", max_tiles=3), (1920, 1080), 3, 768),
-        (Reading(512, "tiles", max_tiles=9), (1920, 1080), 9, 576),
+        (ImageOptions(1024, "pad"), (1920, 1080), 1, 256),
+        (ImageOptions(2048, "pad"), (1920, 1080), 1, 1024),
+        (ImageOptions(1536, "native"), (1920, 1080), 1, 24 * 14),
+        (ImageOptions(1024, "tiles", (2, 2)), (1920, 1080), 5, 1280),
+        (ImageOptions(1024, "tiles", (3, 3)), (5, 5), 10, 2560),
+        (ImageOptions(512, "tiles", (3, 1)), (1920, 1080), 4, 256),
+        (ImageOptions(1024, "tiles", (1, 1)), (1920, 1080), 1, 256),  # the picture by itself
+        (ImageOptions(1024, "tiles"), (1024, 700), 1, 256),
+        (ImageOptions(1024, "tiles"), (1920, 1080), 5, 1280),
+        (ImageOptions(1024, "tiles", max_tiles=3), (1920, 1080), 3, 768),
+        (ImageOptions(512, "tiles", max_tiles=9), (1920, 1080), 9, 576),
     ],
-    ids=lambda value: value.label if isinstance(value, Reading) else "",
+    ids=lambda value: value.label if isinstance(value, ImageOptions) else "",
 )
 def test_pieces_and_positions(
-    reading: Reading, picture: tuple[int, int], pieces: int, positions: int
+    reading: ImageOptions, picture: tuple[int, int], pieces: int, positions: int
 ) -> None:
     sides = reading.sides(*picture)
     assert len(sides) == pieces
@@ -110,14 +118,29 @@ def test_pieces_and_positions(
 
 def test_what_depends_on_the_picture_is_known() -> None:
     for mode in MODES:
-        reading = Reading(256, mode)
+        reading = ImageOptions(256, mode)
         differ = len({reading.sides(*picture) for picture in PICTURES}) > 1
         assert reading.by_picture == differ, mode
-    assert not Reading(256, "tiles", (2, 3)).by_picture
+    assert not ImageOptions(256, "tiles", (2, 3)).by_picture
+
+
+def test_a_model_fills_in_what_the_options_leave_out() -> None:
+    assert ImageOptions().filled(512, "crop") == ImageOptions(512, "crop")
+    assert ImageOptions(256, reference=True).filled(512, "crop") == ImageOptions(256, "crop", reference=True)
+    tiles = ImageOptions(mode="tiles", grid=(17, 16))
+    assert tiles.filled(512, "crop") == ImageOptions(512, "tiles", (17, 16))
+    with pytest.raises(ConfigError, match="272 tiles of 1024 have more than"):
+        tiles.filled(1024, "crop")
+
+
+@pytest.mark.parametrize("options", [ImageOptions(), ImageOptions(512), ImageOptions(mode="pad")])
+def test_options_that_no_model_filled_in_cut_nothing(options: ImageOptions) -> None:
+    with pytest.raises(ConfigError, match="leave size or mode to a model; give both"):
+        options.sides(100, 100)
 
 
 def test_without_a_number_of_tiles_there_are_at_most_llavas() -> None:
-    most = max(math.prod(Reading(256, "tiles").grid_of(*picture)) for picture in PICTURES)
+    most = max(math.prod(ImageOptions(256, "tiles").grid_of(*picture)) for picture in PICTURES)
     assert most == MAX_TILES == 4
 
 
@@ -126,7 +149,7 @@ def test_without_a_number_of_tiles_there_are_at_most_llavas() -> None:
     [
         ({"mode": "zoom"}, "choose one of pad, crop, stretch, native, tiles"),
         ({"size": 100, "mode": "native"}, "choose 64 or 128"),
-        ({"grid": (2, 2)}, "image mode pad has no tiles; choose tiles"),
+        ({"grid": (2, 2)}, "the model's image mode has no tiles; choose tiles"),
         ({"mode": "native", "max_tiles": 4}, "image mode native has no tiles; choose tiles"),
         ({"mode": "tiles", "grid": "2x2"}, r"no grid '2x2'; give \(columns, rows\)"),
         ({"mode": "tiles", "grid": (2,)}, r"give \(columns, rows\)"),
@@ -137,14 +160,14 @@ def test_without_a_number_of_tiles_there_are_at_most_llavas() -> None:
             {"mode": "tiles", "grid": (3, 3), "max_tiles": 4},
             "3x3 has 9 tiles and max-tiles is 4; choose",
         ),
-        ({"mode": "tiles", "grid": (17, 16)}, "272 tiles of 1024 have more than .* choose fewer tiles"),
+        ({"size": 1024, "mode": "tiles", "grid": (17, 16)}, "272 tiles of 1024 have.*choose fewer tiles"),
         ({"mode": "tiles", "max_tiles": 10**9}, "choose fewer tiles"),
     ],
     ids=str,
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Reading(**wrong)  # type: ignore[arg-type]
+        ImageOptions(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_grid_is_columns_and_rows() -> None:
@@ -171,12 +194,12 @@ def test_a_grid_is_columns_and_rows() -> None:
 @pytest.mark.parametrize(
     ("reading", "label"),
     [
-        (Reading(1024), "1024"),
-        (Reading(512, "crop"), "512 crop"),
-        (Reading(512, "tiles"), "512 tiles"),
-        (Reading(512, "tiles", (3, 2), 9), "512 tiles 3x2"),
-        (Reading(512, "tiles", max_tiles=9), "512 tiles at most 9"),
+        (ImageOptions(1024, "pad"), "1024"),
+        (ImageOptions(512, "crop"), "512 crop"),
+        (ImageOptions(512, "tiles"), "512 tiles"),
+        (ImageOptions(512, "tiles", (3, 2), 9), "512 tiles 3x2"),
+        (ImageOptions(512, "tiles", max_tiles=9), "512 tiles at most 9"),
     ],
 )
-def test_a_reading_is_named(reading: Reading, label: str) -> None:
+def test_a_reading_is_named(reading: ImageOptions, label: str) -> None:
     assert reading.label == label

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from talks import FIRST, SECOND, THIRD, TOKENS, asked
 
-from fastvlm_mlx import VLM, DataError, Picture, Session, tensorfile
+from fastvlm_mlx import VLM, DataError, ImageOptions, Picture, Session, tensorfile
 
 Vlm = Callable[[str], VLM]
 
@@ -27,7 +27,7 @@ def test_a_restored_session_goes_on_as_if_it_had_never_ended(
 ) -> None:
     path = tmp_path / "talk.session"
     array = np.random.default_rng(3).integers(0, 256, (90, 60, 3), dtype=np.uint8)
-    shown = [vlm.picture(array, 128), pictures[1]] if kind == "bytes" else pictures[:2]
+    shown = [vlm.picture(array, ImageOptions(128)), pictures[1]] if kind == "bytes" else pictures[:2]
     session = Session(vlm, "Be brief – or nicht.")
     session.generate(FIRST, shown, max_tokens=TOKENS)
     session.generate(SECOND, max_tokens=TOKENS)
@@ -53,7 +53,7 @@ def test_a_restored_session_goes_on_as_if_it_had_never_ended(
 def test_bytes_are_saved_as_bytes(vlm: VLM, tmp_path: Path) -> None:
     array = np.random.default_rng(3).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     session = Session(vlm)
-    session.generate(FIRST, [array, array], image_size=128, max_tokens=2)
+    session.generate(FIRST, [array, array], options=ImageOptions(128), max_tokens=2)
     session.save(tmp_path / "talk")
     header = tensorfile.read_header(tmp_path / "talk")
     assert header["picture.0"].shape == (128, 128, 3)

@@ -16,9 +16,11 @@ from fastvlm_mlx import (
     VLM,
     Features,
     ImageError,
+    ImageOptions,
     Picture,
     Prefilled,
     PromptError,
+    Sampling,
     Session,
     Token,
     decoding,
@@ -76,9 +78,9 @@ def test_a_conversation_reads_as_chatml_does(vlm: VLM) -> None:
 
 def test_sampling_and_penalties_see_the_answer_alone(vlm: VLM, pictures: list[Picture]) -> None:
     session = Session(vlm)
-    how = {"temperature": 1.0, "top_k": 20, "repetition_penalty": 1.3, "seed": 5}
-    asked(session, FIRST, pictures[:1], **how)
-    asked(session, SECOND, **how)
+    how = Sampling(1.0, top_k=20, repetition_penalty=1.3, seed=5)
+    asked(session, FIRST, pictures[:1], sampling=how)
+    asked(session, SECOND, sampling=how)
 
 
 def test_chunked_reading_goes_on_in_the_middle(
@@ -154,7 +156,7 @@ def test_the_same_picture_read_at_another_size_is_another(vlm: VLM, encoded: lis
     array = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     session = Session(vlm)
     for size, mode in ((64, "pad"), (128, "pad"), (128, "crop"), (128, "pad")):
-        session.generate("Hm?", [array], image_size=size, image_mode=mode, max_tokens=1)
+        session.generate("Hm?", [array], options=ImageOptions(size, mode), max_tokens=1)
     assert encoded == [1, 1, 1]
 
 

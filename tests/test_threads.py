@@ -164,7 +164,7 @@ _LOADS = """
 import threading
 import fastvlm_mlx
 def ask():
-    fastvlm_mlx.load("tiny").generate("Hello", max_tokens=2, temperature=1.0)
+    fastvlm_mlx.load("tiny").generate("Hello", max_tokens=2, sampling=fastvlm_mlx.Sampling(temperature=1.0))
 thread = threading.Thread(target=ask)
 thread.start()
 thread.join()

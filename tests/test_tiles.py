@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from pictures import TALL, WIDE, noise
 
-from fastvlm_mlx import VLM, Picture, Session, Text
+from fastvlm_mlx import VLM, ImageOptions, Picture, Session, Text
 from fastvlm_mlx.errors import ConfigError, ImageError, PromptError
 from fastvlm_mlx.image import pieces
 from fastvlm_mlx.prompt import spread
-from fastvlm_mlx.reading import Reading
 
 ErrorOf = Callable[[Any, Any], float]
 CLOSE = 1e-5
 SIZE = 128
-TILED = {"image_size": SIZE, "image_mode": "tiles", "grid": (2, 2)}
-TILES = Reading(SIZE, "tiles", (2, 2))
+TILES = ImageOptions(SIZE, "tiles", (2, 2))
+PADDED = ImageOptions(SIZE, "pad")
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def shown(prompt: tuple[Any, ...]) -> list[Picture]:
 
 
 def test_tile_tokens_equal_the_tower_run_on_each_crop(vlm: VLM, relative_error: ErrorOf) -> None:
-    prompt = vlm.prompt("What?", [WIDE], **TILED)
+    prompt = vlm.prompt("What?", [WIDE], options=TILES)
     start = len(prompt[0].ids)
     rows = vlm.model.embed(prompt)[0, start : start + 5 * 4]
     alone = [vlm.encode_image(piece)[0] for piece in pieces(WIDE, TILES)]
@@ -47,8 +46,8 @@ def test_tile_tokens_equal_the_tower_run_on_each_crop(vlm: VLM, relative_error: 
 def test_two_pictures_and_tiles_in_one_prompt_equal_the_concatenated_features(
     vlm: VLM, relative_error: ErrorOf
 ) -> None:
-    tiled = vlm.pictures(WIDE, **TILED)
-    prompt = vlm.prompt("From <image> over <image> to <image>.", [TALL, tiled, TALL], image_size=SIZE)
+    tiled = vlm.pictures(WIDE, TILES)
+    prompt = vlm.prompt("From <image> over <image> to <image>.", [TALL, tiled, TALL], options=PADDED)
     kinds = [type(part) for part in prompt]
     assert kinds == [Text, Picture, Text, *[Picture] * 5, Text, Picture, Text]
     expected = [
@@ -58,7 +57,7 @@ def test_two_pictures_and_tiles_in_one_prompt_equal_the_concatenated_features(
         for part in prompt
     ]
     assert relative_error(vlm.model.embed(prompt)[0], mx.concatenate(expected)) <= CLOSE
-    crops = [*pieces(TALL, Reading(SIZE)), *pieces(WIDE, TILES), *pieces(TALL, Reading(SIZE))]
+    crops = [*pieces(TALL, PADDED), *pieces(WIDE, TILES), *pieces(TALL, PADDED)]
     for picture, crop in zip(shown(prompt), crops, strict=True):
         np.testing.assert_array_equal(np.array(picture.pixels[0]), crop)
 
@@ -67,7 +66,7 @@ def test_two_pictures_and_tiles_in_one_prompt_equal_the_concatenated_features(
 def test_tiles_go_through_the_tower_as_one_batch(vlm: VLM, encoded: list[int], count: int) -> None:
     side = round(count**0.5)
     picture = noise(300, 300)
-    prompt = vlm.prompt("What?", [picture], image_size=64, image_mode="tiles", grid=(side, side))
+    prompt = vlm.prompt("What?", [picture], options=ImageOptions(64, "tiles", (side, side)))
     vlm.generate(prompt, max_tokens=1)
     assert encoded == [1 + count]
 
@@ -76,31 +75,31 @@ def test_a_question_about_tiles_is_answered_as_one_about_as_many_pictures(vlm: V
     crops = pieces(WIDE, TILES)
     marks = "<image>" * len(crops)
     expected = vlm.generate(vlm.prompt(f"{marks}\nWhat?", crops), max_tokens=8)
-    found = vlm.generate(vlm.prompt("What?", [WIDE], **TILED), max_tokens=8)
+    found = vlm.generate(vlm.prompt("What?", [WIDE], options=TILES), max_tokens=8)
     assert found.ids == expected.ids
     assert found.image_tokens == 5 * 4
-    [batched, _] = vlm.answers([vlm.prompt("What?", [WIDE], **TILED), "And?"], max_tokens=8)
+    [batched, _] = vlm.answers([vlm.prompt("What?", [WIDE], options=TILES), "And?"], max_tokens=8)
     assert batched.ids == expected.ids
 
 
 def test_a_conversation_about_tiles_is_answered_as_a_fresh_run(vlm: VLM) -> None:
     session = Session(vlm)
-    first = session.generate("What?", [WIDE], max_tokens=8, **TILED)
-    assert first.ids == vlm.generate(vlm.prompt("What?", [WIDE], **TILED), max_tokens=8).ids
-    asked = session.prompt("And of this?", [vlm.pictures(TALL, **TILED)])
-    second = session.generate("And of this?", [TALL], max_tokens=8, **TILED)
+    first = session.generate("What?", [WIDE], max_tokens=8, options=TILES)
+    assert first.ids == vlm.generate(vlm.prompt("What?", [WIDE], options=TILES), max_tokens=8).ids
+    asked = session.prompt("And of this?", [vlm.pictures(TALL, TILES)])
+    second = session.generate("And of this?", [TALL], max_tokens=8, options=TILES)
     assert second.ids == vlm.generate(asked, max_tokens=8).ids
     assert (second.image_tokens, len(session.features)) == (5 * 4, 10)
 
 
 def test_a_native_picture_is_one_of_another_shape(vlm: VLM, relative_error: ErrorOf) -> None:
-    prompt = vlm.prompt("What?", [WIDE], image_size=256, image_mode="native")
+    prompt = vlm.prompt("What?", [WIDE], options=ImageOptions(256, "native"))
     [picture] = shown(prompt)
     assert picture.pixels.shape == (1, 192, 256, 3)
     assert picture.positions == 12
     answer = vlm.generate(prompt, max_tokens=4)
     assert answer.image_tokens == 12
-    [crop] = pieces(WIDE, Reading(256, "native"))
+    [crop] = pieces(WIDE, ImageOptions(256, "native"))
     np.testing.assert_array_equal(np.array(picture.pixels[0]), crop)
 
 
@@ -108,21 +107,21 @@ def test_a_native_picture_is_one_of_another_shape(vlm: VLM, relative_error: Erro
 
 
 def test_what_pictures_gives_several_prompts_can_share(vlm: VLM) -> None:
-    tiled = vlm.pictures(WIDE, **TILED)
+    tiled = vlm.pictures(WIDE, TILES)
     first, second = (vlm.prompt(text, [tiled]) for text in ("What?", "Where?"))
     assert shown(first) == shown(second) == list(tiled)
     assert vlm.pictures(tiled[0]) == tiled[:1]
 
 
 def test_pixels_are_taken_as_they_are(vlm: VLM) -> None:
-    [picture] = vlm.pictures(mx.zeros((64, 192, 3)), **TILED)
+    [picture] = vlm.pictures(mx.zeros((64, 192, 3)), TILES)
     assert picture.pixels.shape == (1, 64, 192, 3)
 
 
 def test_one_picture_is_what_it_says(vlm: VLM) -> None:
     with pytest.raises(ConfigError, match=r"5 pieces are no single picture; `VLM\.pictures` gives"):
-        vlm.picture(noise(300, 300), 128, "tiles")
-    assert vlm.picture(noise(100, 100), 128, "tiles").positions == 4  # one tile shows it whole
+        vlm.picture(noise(300, 300), ImageOptions(128, "tiles"))
+    assert vlm.picture(noise(100, 100), ImageOptions(128, "tiles")).positions == 4  # one tile shows it whole
 
 
 @pytest.mark.parametrize("wrong", [(), (TALL, WIDE)])
@@ -134,13 +133,13 @@ def test_a_tuple_is_pictures(vlm: VLM, wrong: Any) -> None:
 def test_more_tiles_than_the_model_reads_are_counted(vlm: VLM) -> None:
     beyond = r"400 tiles and their overview take 25664 positions.*smaller --grid.*--max-tiles.*--image-size"
     with pytest.raises(PromptError, match=beyond):
-        vlm.prompt("What?", [noise(30, 30)], image_size=512, image_mode="tiles", grid=(20, 20))
+        vlm.prompt("What?", [noise(30, 30)], options=ImageOptions(512, "tiles", (20, 20)))
 
 
 def test_a_bad_text_is_refused_before_pictures_are_read(vlm: VLM) -> None:
     for text in ("", "<image> and <image>?"):
         with pytest.raises(PromptError, match=r"empty|marks 2 place"):
-            vlm.prompt(text, ["there is no such file"], **TILED)
+            vlm.prompt(text, ["there is no such file"], options=TILES)
 
 
 # --- marks ---
@@ -170,7 +169,7 @@ def test_marks_for_other_pictures_are_refused() -> None:
 
 
 def test_a_conversation_about_tiles_says_what_a_fresh_run_says(vlm: VLM, tmp_path: Path) -> None:
-    session, tiled = Session(vlm), vlm.pictures(WIDE, **TILED)
+    session, tiled = Session(vlm), vlm.pictures(WIDE, TILES)
     session.generate(spread("What?", [len(tiled)]), tiled, max_tokens=6)
     prompt = session.prompt("And?")
     assert [picture.key for picture in shown(prompt)] == [picture.key for picture in tiled]

@@ -17,7 +17,7 @@ from pictures import TALL, encoded, noise
 from PIL import Image
 from videos import COLOURS, counted, flat, number_of, write
 
-from fastvlm_mlx import VLM, Picture, Text, Video
+from fastvlm_mlx import VLM, ImageOptions, Picture, Text, Video
 from fastvlm_mlx.errors import ConfigError, ImageError, PromptError
 from fastvlm_mlx.prompt import placed, stamps
 from fastvlm_mlx.video import Frame, Reel, first, is_video, opened
@@ -309,25 +309,25 @@ def vlm(vlm_of: Callable[[str], VLM]) -> VLM:
 def test_a_video_is_its_frames_each_after_its_time(vlm: VLM, ten_a_second: Callable[[str], Path]) -> None:
     path = ten_a_second("a.mp4")
     video = Video(path, fps=1, max_frames=8)
-    found = vlm.prompt("From <image> to <image>?", [video, TALL], image_size=64)
+    found = vlm.prompt("From <image> to <image>?", [video, TALL], options=ImageOptions(64))
     frames = [frame.picture for frame in taken(video)]
     text = "From [0:00] <image>\n[0:01] <image>\n[0:02] <image> to <image>?"
-    expected = vlm.prompt(text, [*frames, TALL], image_size=64)
+    expected = vlm.prompt(text, [*frames, TALL], options=ImageOptions(64))
     assert [type(part) for part in found] == [Text, *[Picture, Text] * 4]
     for one, other in zip(found, expected, strict=True):
         if isinstance(one, Picture):
             assert one.key == other.key
         else:
             assert one == other
-    clip = vlm.clip(Video(path), image_size=64)
+    clip = vlm.clip(Video(path), ImageOptions(64))
     assert len(clip.frames) == 8
-    whole = vlm.prompt("What?", [path], image_size=64)  # a path is enough, and a clip is read once
+    whole = vlm.prompt("What?", [path], options=ImageOptions(64))  # a path is enough, and a clip is read once
     assert [p.positions for p in whole] == [p.positions for p in vlm.prompt("What?", [clip])]
 
 
 def test_frames_may_be_tiles(vlm: VLM, ten_a_second: Callable[[str], Path]) -> None:
     video = Video(ten_a_second("a.mp4"), max_frames=2)
-    prompt = vlm.prompt("What?", [video], image_size=64, image_mode="tiles", grid=(2, 1))
+    prompt = vlm.prompt("What?", [video], options=ImageOptions(64, "tiles", (2, 1)))
     kinds = "".join("t" if isinstance(part, Text) else "p" for part in prompt)
     assert kinds == "tppptpppt"
 
@@ -338,7 +338,7 @@ def test_too_many_frames_are_refused_with_how_many_fit(vlm: VLM, tmp_path: Path,
     path = write(tmp_path / "many.mp4", shown, fps=1)
 
     def prompt(most: int) -> object:
-        return vlm.prompt("What?", [Video(path, max_frames=most)] * count, image_size=1024)
+        return vlm.prompt("What?", [Video(path, max_frames=most)] * count, options=ImageOptions(1024))
 
     with pytest.raises(PromptError, match=r"the model reads 8192 in all.*--max-frames") as refused:
         prompt(1000)
@@ -367,7 +367,7 @@ def test_the_command_reads_videos_wherever_pictures_go(
     answer = json.loads(ask(path, "--json").out)
     assert answer["image_tokens"] == 8
     assert len(answer["frames_s"][0]) == 8
-    prompt = vlm.prompt("Describe the video.", [path], image_size=64)
+    prompt = vlm.prompt("Describe the video.", [path], options=ImageOptions(64))
     assert answer["text"] == vlm.generate(prompt, max_tokens=8).text
     mixed = json.loads(ask(TALL, path, "--json", "--fps", 1, "-p", "Is <image> in <image>?").out)
     assert (mixed["image_tokens"], mixed["frames_s"]) == (4, [[0.0, 1.0, 2.0]])

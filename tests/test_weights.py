@@ -24,7 +24,9 @@ LAST_LOGITS = {
 def test_last_logits_are_the_published_ones(size: str) -> None:
     vlm = fastvlm_mlx.load(f"KamilaMila/FastVLM-{size}")
     picture = fetch(PICTURE)
-    prompt = vlm.prompt("What are these?", [picture], image_mode="crop", reference=True)
+    prompt = vlm.prompt(
+        "What are these?", [picture], options=fastvlm_mlx.ImageOptions(mode="crop", reference=True)
+    )
     assert positions(prompt) == 280
     found = vlm.logits(prompt)[-1, :3].astype(mx.float32)
     np.testing.assert_allclose(np.array(found), LAST_LOGITS[size], atol=0.25)  # bfloat16 steps there: 0.0625

@@ -17,7 +17,7 @@ from PIL import Image
 from .. import generate, image
 from ..decoding import Finished, Prefilled, Token
 from ..prompt import Picture, Prompt
-from ..reading import Grid, Reading
+from ..reading import Grid, ImageOptions
 from ..vlm import VLM
 
 SIDES = 1920, 1080  # of the picture that is asked about
@@ -35,9 +35,9 @@ class Case:
     grid: Grid | None = None
     max_tiles: int | None = None
 
-    def reading(self, mode: str = "pad") -> Reading:
+    def options(self, mode: str = "pad") -> ImageOptions:
         """`mode` is the model's."""
-        return Reading(self.size, self.image_mode or mode, self.grid, self.max_tiles)
+        return ImageOptions(self.size, self.image_mode or mode, self.grid, self.max_tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def measure(vlm: VLM, picture: bytes, case: Case, tokens: int) -> Run:
     began = time.perf_counter()
     opened = [image.open_image(picture) for _ in range(case.batch)]
     read = time.perf_counter()
-    reading = case.reading(vlm.config.image.mode)
-    pixels = [image.pieces(one, reading) for one in opened]
+    options = case.options(vlm.config.image.mode)
+    pixels = [image.pieces(one, options) for one in opened]
     prepared = time.perf_counter()
     prompts = [_prompt(vlm, one, case.asks) for one in pixels]
     asked = time.perf_counter()

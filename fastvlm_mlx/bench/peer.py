@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .. import generate
 from ..errors import CheckpointError, ConfigError
 from ..prompt import Prompt
+from ..reading import ImageOptions
 from ..vlm import VLM
 from .measure import QUESTION, Case, Run, Timed, picture
 from .report import median
@@ -56,7 +57,7 @@ class Agreement:
 
 
 def agreement(ours: VLM, theirs: Peer, size: int) -> Agreement:
-    asked = ours.prompt(QUESTION, [picture()], image_size=size, image_mode=theirs.image_mode)
+    asked = ours.prompt(QUESTION, [picture()], options=ImageOptions(size, theirs.image_mode))
     first, second = answer(ours, asked), theirs.answer(asked)
     same = next((n for n, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1]), ANSWER)
     if not same:

@@ -130,7 +130,7 @@ def _axes() -> tuple[Any, Any]:
 
 def _name(case: Case, runs: Sequence[Run]) -> str:
     tokens = f"{runs[0].image_tokens} + {runs[0].text_tokens} tokens"
-    size, _, how = case.reading().label.partition(" ")
+    size, _, how = case.options().label.partition(" ")
     return f"{size} px {how}".strip() + (f" × {case.batch}" if case.batch > 1 else "") + f"\n{tokens}"
 
 

@@ -101,7 +101,7 @@ def records(cases: Cases) -> list[dict[str, object]]:
 def table(cases: Cases) -> Table:
     rows = [
         (
-            case.reading().label,
+            case.options().label,
             str(case.batch),
             f"{runs[0].image_tokens} + {runs[0].text_tokens}",
             *(ms(median(runs, name)) for name in (*PARTS, "ttft_s")),

@@ -17,7 +17,7 @@ from .. import ahead
 from ..errors import FastVLMError, PromptError
 from ..image import preprocess
 from ..prompt import Picture, Prompt, positions
-from ..sampling import Options
+from ..sampling import Sampling
 from ..vlm import VLM
 from . import wording
 from .items import Item, fields, opened
@@ -91,17 +91,12 @@ class Work:
         tasks = self._bucketed(self._claimed(numbers, busy))
         prepared = ahead.mapped(self._prepared, tasks, self._asking.batch)
         how = self._settings
-        sampling: Options = {
-            "temperature": how.temperature,
-            "top_p": how.top_p,
-            "top_k": how.top_k,
-            "min_p": how.min_p,
-            "repetition_penalty": how.repetition_penalty,
-            "seed": how.seed,
-        }
+        sampling = Sampling(
+            how.temperature, how.top_p, how.top_k, how.min_p, how.repetition_penalty, how.seed
+        )
         prompts = self._prompts(prepared, asked)
         for answer in self._vlm.answers(
-            prompts, batch=self._asking.batch, max_tokens=how.max_tokens, **sampling
+            prompts, batch=self._asking.batch, max_tokens=how.max_tokens, sampling=sampling
         ):
             said = {"caption": answer.text.strip(), "tokens": len(answer.ids), "reason": answer.reason}
             self._write(asked.popleft(), said)

@@ -18,7 +18,7 @@ from typing import Any
 from .. import journal
 from ..config import Quantization
 from ..errors import DataError
-from ..reading import Reading, parsed_grid
+from ..reading import ImageOptions, parsed_grid
 from .data import Row
 
 
@@ -41,8 +41,8 @@ class Settings:
     max_tiles: int | None = None
 
     @property
-    def reading(self) -> Reading:
-        return Reading(self.image_size, self.image_mode, parsed_grid(self.grid), self.max_tiles)
+    def options(self) -> ImageOptions:
+        return ImageOptions(self.image_size, self.image_mode, parsed_grid(self.grid), self.max_tiles)
 
 
 def described(quantization: Mapping[str, Quantization]) -> str:

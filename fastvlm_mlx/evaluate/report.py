@@ -85,7 +85,7 @@ def as_markdown(report: Report) -> str:
 def _facts(report: Report) -> list[tuple[str, str]]:
     how = report.settings
     precision = how.dtype if how.quantization == "none" else f"{how.dtype}, quantized ({how.quantization})"
-    asked = [f"pictures of {how.reading.label}", f"{how.max_tokens} tokens at most"]
+    asked = [f"pictures of {how.options.label}", f"{how.max_tokens} tokens at most"]
     if how.prompt_suffix:
         asked.append(f"each with {json.dumps(how.prompt_suffix, ensure_ascii=False)}")
     if how.blind:

@@ -16,13 +16,14 @@ from ..config import STRIDE
 from ..errors import ConfigError
 from ..image import pieces, stored_sides
 from ..prompt import Picture, Prompt, positions
-from ..reading import Grid, named
+from ..reading import ImageOptions, named
 from ..vlm import VLM
 from .data import DataSet, Row
 from .metrics import AUTO, METRICS, chosen, is_yes_or_no
 from .predictions import Predictions, Settings, described
 
 Pixels = npt.NDArray[np.float32]
+_DEFAULT = ImageOptions()
 
 
 def metric_of(name: str, data: DataSet) -> str:
@@ -50,12 +51,9 @@ def settings_of(
     max_tokens: int = 64,
     prompt_suffix: str = "",
     blind: bool = False,
-    image_size: int | None = None,
-    image_mode: str | None = None,
-    grid: Grid | None = None,
-    max_tiles: int | None = None,
+    options: ImageOptions = _DEFAULT,
 ) -> Settings:
-    """What is not given is the model's own."""
+    size, mode = options.filled(vlm.config.image.size, vlm.config.image.mode).size_and_mode
     return Settings(
         model=name,
         dtype=str(vlm.dtype).rpartition(".")[2],
@@ -63,13 +61,13 @@ def settings_of(
         data=data.path.name,
         data_sha256=data.digest,
         metric=metric,
-        image_size=image_size or vlm.config.image.size,
+        image_size=size,
         max_tokens=max_tokens,
         prompt_suffix=prompt_suffix,
         blind=blind,
-        image_mode=image_mode or vlm.config.image.mode,
-        grid=named(grid) if grid else None,
-        max_tiles=max_tiles,
+        image_mode=mode,
+        grid=named(options.grid) if options.grid else None,
+        max_tiles=options.max_tiles,
     )
 
 
@@ -98,12 +96,12 @@ def ask(
 
 def ordered(vlm: VLM, data: DataSet, settings: Settings) -> list[Row]:
     """Rows about the same pictures together, else of the same length: what `VLM.answers` shares work for."""
-    reading = settings.reading
+    options = settings.options
 
     @cache
     def blank(path: Path) -> tuple[Picture, ...]:
         """As many positions as the picture will take; never evaluated."""
-        sides = reading.sides(*(stored_sides(path) if reading.by_picture else (1, 1)))
+        sides = options.sides(*(stored_sides(path) if options.by_picture else (1, 1)))
         return tuple(Picture(mx.broadcast_to(mx.zeros(()), (1, height, width, 3))) for width, height in sides)
 
     length: dict[int, int] = {}
@@ -125,7 +123,7 @@ def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> 
     groups = [list(rows) for _, rows in groupby(order, key=lambda row: row.pictures)]
 
     def read(rows: list[Row]) -> list[list[Pixels]]:
-        return [pieces(path, settings.reading) for path in rows[0].pictures]
+        return [pieces(path, settings.options) for path in rows[0].pictures]
 
     for rows, read_ones in zip(groups, threads.mapped(read, groups, ahead), strict=True):
         pictures = [tuple(Picture(mx.array(piece[None])) for piece in one) for one in read_ones]

@@ -31,6 +31,7 @@ from ..decoding import Event, Finished, Token
 from ..errors import FastVLMError, PromptError
 from ..generate import refuse_beyond
 from ..prompt import assemble
+from ..reading import ImageOptions
 from ..vlm import VLM
 from . import pictures, reply, wire
 from .course import Course, Streamed, unless_gone
@@ -253,7 +254,7 @@ class _Service:
             found = f"{len(links)} pictures in one request; at most {_MOST_PICTURES}; send fewer"
             raise wire.Refused(found, param="messages", code="too_many_images")
         shown = [
-            self._vlm.picture(pictures.open_link(link, self._settings.limits), asked.image_size)
+            self._vlm.picture(pictures.open_link(link, self._settings.limits), ImageOptions(asked.image_size))
             for link in links
         ]
         prompt = assemble(text, shown, self._vlm.tokenizer.encode)

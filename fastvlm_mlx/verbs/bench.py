@@ -12,7 +12,7 @@ from .. import hub, tell
 from ..errors import ConfigError
 from . import bench_jobs as jobs
 from .kernel_jobs import try_out
-from .options import MODEL_VARIABLE, Dtype, GridOption, ImageMode, MaxTiles, Revision, checked_grid
+from .options import MODEL_VARIABLE, Dtype, GridOption, ImageMode, MaxTiles, Revision, image_options
 
 
 def bench(
@@ -127,7 +127,7 @@ def bench(
         model = os.environ.get(MODEL_VARIABLE) or None
     listed = list(dict.fromkeys(map(_number, sizes.split(",")))) if sizes else None
     for size in listed or (None,):
-        cells = checked_grid(size, image_mode, grid, max_tiles)
+        options = image_options(size, image_mode, grid, max_tiles, reference=False)
     for file in (json_file, markdown):
         if file is not None:
             require_writable(file)
@@ -141,9 +141,7 @@ def bench(
         else:
             tell.say("timing the built-in model; --random 0.5b times FastVLM-0.5B's sizes without a download")
             model = hub.DEFAULT
-    asked = jobs.Asked(
-        model, random, listed, batch, runs, tokens, cold, dtype, revision, image_mode, cells, max_tiles
-    )
+    asked = jobs.Asked(model, random, listed, batch, runs, tokens, cold, dtype, revision, options)
     files = jobs.Files(json_file, markdown, plot)
     if kernels:
         try_out(asked, files)

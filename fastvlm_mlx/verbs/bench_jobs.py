@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..bench.report import Setting
     from ..bench.table import Table
     from ..config import ModelConfig
-    from ..reading import Grid, Sides
+    from ..reading import ImageOptions, Sides
     from ..vlm import VLM
 
 _Key = TypeVar("_Key")
@@ -37,9 +37,7 @@ class Asked:
     cold: bool
     dtype: str | None
     revision: str | None
-    image_mode: str | None = None
-    grid: Grid | None = None
-    max_tiles: int | None = None
+    options: ImageOptions  # of any size: `case` has its own
 
     @property
     def name(self) -> str:
@@ -48,7 +46,8 @@ class Asked:
     def case(self, size: int) -> Case:
         from ..bench.measure import Case
 
-        return Case(size, self.batch, True, self.image_mode, self.grid, self.max_tiles)
+        how = self.options
+        return Case(size, self.batch, True, how.mode, how.grid, how.max_tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +326,7 @@ def _model(asked: Asked, paper: bool) -> tuple[VLM, float | None, list[int]]:
         )
 
     def sides(size: int) -> tuple[Sides, ...]:
-        return asked.case(size).reading().sides(*SIDES)
+        return asked.case(size).options().sides(*SIDES)
 
     if asked.random:
         config, dtype = variant_named(asked.random), DTYPES[dtype_named(asked.dtype)]

@@ -31,7 +31,7 @@ from .options import (
     Temperature,
     TopK,
     TopP,
-    checked_grid,
+    image_options,
     named,
 )
 
@@ -92,10 +92,10 @@ def chat(
     from PIL import Image
 
     from ..image import fetch, open_image
-    from ..sampling import Options, Sampling
+    from ..sampling import Sampling
     from ..video import Video, first, is_video
 
-    cells = checked_grid(image_size, image_mode, grid, max_tiles)
+    options = image_options(image_size, image_mode, grid, max_tiles, reference)
     pictures: list[Image.Image | Video] = []
     for source in map(fetch, images or []):
         if is_video(source):
@@ -104,15 +104,7 @@ def chat(
             pictures.append(video)
         else:
             pictures.append(open_image(source, reference=reference))
-    sampling: Options = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    Sampling(**sampling)  # says what is wrong with them before a model is loaded
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
 
     from .. import vlm as runtime
     from ..chat import PROMPT, Chat, How, talk
@@ -125,7 +117,7 @@ def chat(
     session = Session(vlm) if resume is None else Session.restore(vlm, resume)
     if system is not None:
         session.system = system
-    how = How(max_tokens, sampling, image_size, image_mode, cells, max_tiles, reference, preview)
+    how = How(max_tokens, sampling, options, preview)
     talking = Chat(session, how, sys.stdin is not None and sys.stdin.isatty(), resume)
     if talking.interactive:
         tell.say(f"[{name}, {str(vlm.dtype).removeprefix('mlx.core.')}; /help lists the commands]")

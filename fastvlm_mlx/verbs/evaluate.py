@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from .options import Dtype, GridOption, ImageMode, ImageSize, Kernels, MaxTiles, Revision, checked_grid
+from .options import Dtype, GridOption, ImageMode, ImageSize, Kernels, MaxTiles, Revision, image_options
 
 
 def evaluate(
@@ -79,7 +79,7 @@ def evaluate(
     from ..evaluate.run import ask, check_metric, metric_of, settings_of
 
     check_metric(metric)
-    cells = checked_grid(image_size, image_mode, grid, max_tiles)
+    options = image_options(image_size, image_mode, grid, max_tiles, reference=False)
     for file in (predictions, json_file, markdown):
         if file is not None:
             require_writable(file)
@@ -101,10 +101,7 @@ def evaluate(
         max_tokens=max_tokens,
         prompt_suffix=prompt_suffix,
         blind=blind,
-        image_size=image_size,
-        image_mode=image_mode,
-        grid=cells,
-        max_tiles=max_tiles,
+        options=options,
     )
     with Predictions(predictions, settings) as kept, progress.bar("answering", "rows") as advance:
         ask(vlm, questions, settings, kept, batch=batch, progress=advance)

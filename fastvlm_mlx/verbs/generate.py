@@ -36,7 +36,7 @@ from .options import (
     Temperature,
     TopK,
     TopP,
-    checked_grid,
+    image_options,
     named,
 )
 
@@ -180,7 +180,7 @@ def generate(
         from ..preview import blocks
         from ..video import Video, first, is_video
 
-        cells = checked_grid(image_size, image_mode, grid, max_tiles)
+        options = image_options(image_size, image_mode, grid, max_tiles, reference)
         videos: dict[int, Video] = {}
         pictures: list[Image] = []
         if speaks:
@@ -201,17 +201,9 @@ def generate(
 
         from .. import vlm as runtime
         from ..generate import collect
-        from ..sampling import Options, Sampling
+        from ..sampling import Sampling
 
-        sampling: Options = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "seed": seed,
-        }
-        Sampling(**sampling)  # says what is wrong with them before a model is loaded
+        sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         package = vision_package
         if vision_backend == "coreml" and package is None:
             from .. import neural_engine
@@ -235,9 +227,7 @@ def generate(
             else runtime.load(draft_model, dtype, kv_bits=kv_bits, kv_group_size=kv_group_size)
         )
         for n, video in videos.items():
-            clips[n] = vlm.clip(
-                video, image_size, image_mode, grid=cells, max_tiles=max_tiles, reference=reference
-            )
+            clips[n] = vlm.clip(video, options)
             if damaged := clips[n].damaged:
                 tell.say(f"note: {sources[n]}: {damaged} damaged packet(s) left out")
         question: Prompt = ()
@@ -246,18 +236,16 @@ def generate(
                 prompt or (DEFAULT_VIDEO_QUESTION if videos else DEFAULT_QUESTION),
                 [clips.get(n, picture) for n, picture in enumerate(pictures)],
                 system,
-                image_size=image_size,
-                image_mode=image_mode,
-                grid=cells,
-                max_tiles=max_tiles,
-                reference=reference,
+                options=options,
             )
     if group is not None:
         from ..sharding import shared
 
         question = shared(question, group)
     with machines.together(group):
-        events = vlm.stream(question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, **sampling)
+        events = vlm.stream(
+            question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, sampling=sampling
+        )
         answer = collect(tell.printed(events) if speaks and not as_json else events)
     if speaks and as_json:
         told = tell.as_dict(answer, name)

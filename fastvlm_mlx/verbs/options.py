@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from .. import hub, tell
-from ..config import KERNELS_VARIABLE, STRIDE, kernel_mode
-from ..reading import MAX_FRAMES, MAX_TILES, Grid, Reading, parsed_grid
+from ..config import KERNELS_VARIABLE, kernel_mode
+from ..reading import MAX_FRAMES, MAX_TILES, ImageOptions, parsed_grid
 
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
 
@@ -146,11 +146,8 @@ def named(model: str | None, *, speaks: bool = True) -> str:
     return hub.DEFAULT if model is None else model
 
 
-def checked_grid(
-    image_size: int | None, image_mode: str | None, grid: str | None, max_tiles: int | None
-) -> Grid | None:
-    """The grid; what is wrong with how pictures are to be read is said before a model is loaded."""
-    cells = parsed_grid(grid)
-    size, mode = STRIDE if image_size is None else image_size, "pad" if image_mode is None else image_mode
-    Reading(size, mode, cells, max_tiles)
-    return cells
+def image_options(
+    image_size: int | None, image_mode: str | None, grid: str | None, max_tiles: int | None, reference: bool
+) -> ImageOptions:
+    """The options together, checked before a model is loaded."""
+    return ImageOptions(image_size, image_mode, parsed_grid(grid), max_tiles, reference)

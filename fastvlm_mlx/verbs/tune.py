@@ -11,7 +11,7 @@ from .. import tell
 from ..errors import ConfigError
 from .bench_jobs import Asked, Files
 from .kernel_jobs import try_out
-from .options import MODEL_VARIABLE, Dtype, ImageSize, Revision, checked_grid
+from .options import MODEL_VARIABLE, Dtype, ImageSize, Revision, image_options
 
 
 def tune(
@@ -60,7 +60,7 @@ def tune(
         return tell.say("What was chosen is forgotten." if had else "There was nothing to forget.")
     if model is not None and random is not None:
         raise ConfigError("--model and --random name two models; give one of them")
-    checked_grid(image_size, None, None, None)
+    options = image_options(image_size, None, None, None, reference=False)
     if random is None:
         model = model or os.environ.get(MODEL_VARIABLE) or None
     asked = Asked(
@@ -73,5 +73,6 @@ def tune(
         cold=False,
         dtype=dtype,
         revision=revision,
+        options=options,
     )
     try_out(asked, Files(None, None, None), keep=True, as_json=as_json)

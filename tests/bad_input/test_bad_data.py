@@ -89,7 +89,9 @@ DATA = {
     ),
     "blind with one picture": Case(about(lines(GOOD, GOOD), "--blind"), "no other row", "leave --blind out"),
     "image size 100": Case(about(lines(GOOD), "--image-size", 100), "image.size 100", "choose 64 or 128"),
-    "a grid without tiles": Case(about(lines(GOOD), "--grid", "2x2"), "pad has no tiles", "choose tiles"),
+    "a grid without tiles": Case(
+        about(lines(GOOD), "--grid", "2x2"), "image mode has no tiles", "choose tiles"
+    ),
     "tiles beyond the context": Case(
         about(lines(GOOD), "--image-mode", "tiles", "--grid", "30x30"), "takes .* positions", "or tile"
     ),

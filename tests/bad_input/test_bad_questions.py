@@ -34,7 +34,7 @@ QUESTIONS = {
     "image size 0": Case(question("--image-size", 0), "image.size 0", "choose 64"),
     "image size 1,000,000": Case(question("--image-size", 1_000_000), "image.size", "choose 16384 or less"),
     "unknown image mode": Case(question("--image-mode", "zoom"), "image.mode 'zoom'", "choose one of pad"),
-    "a grid without tiles": Case(question("--grid", "2x2"), "mode pad has no tiles", "choose tiles"),
+    "a grid without tiles": Case(question("--grid", "2x2"), "image mode has no tiles", "choose tiles"),
     "tiles of another mode": Case(
         question("--image-mode", "native", "--max-tiles", 3), "mode native has no tiles", "choose tiles"
     ),
@@ -76,7 +76,7 @@ QUESTIONS = {
         lambda at: ["chat", TALL, "-m", MODEL, "--image-size", 100], "100", "choose 64 or 128"
     ),
     "chat, a grid without tiles": Case(
-        lambda at: ["chat", TALL, "-m", MODEL, "--grid", "2x2"], "mode pad has no tiles", "choose tiles"
+        lambda at: ["chat", TALL, "-m", MODEL, "--grid", "2x2"], "image mode has no tiles", "choose tiles"
     ),
     "chat, temperature -1": Case(
         lambda at: ["chat", "-m", MODEL, "--temp", -1], "temperature", "0 .* or more"

@@ -25,7 +25,7 @@ from fastvlm_mlx.bench.variants import VARIANTS
 from fastvlm_mlx.cli import MODEL_VARIABLE
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.reading import Reading
+from fastvlm_mlx.reading import ImageOptions
 
 TINY = ModelConfig(
     VisionConfig((1, 1, 1, 1, 1), (8, 16, 32, 64, 128)), TextConfig(64, 2, 4, 2, 96, 512, tied=True)
@@ -69,7 +69,7 @@ def test_parts_are_what_each_took_and_add_up_to_the_whole(
     ):
         monkeypatch.setattr(owner, name, Slowed(getattr(owner, name), seconds, clock))
     pieces = measuring.image.pieces._part  # type: ignore[attr-defined]
-    ready = pieces(picture(), Reading(64))
+    ready = pieces(picture(), ImageOptions(64, "pad"))
     monkeypatch.setattr(measuring.image.pieces, "_part", lambda *_: ready)  # which opens once more
     run = measure(vlm, picture(), Case(64, batch), tokens=4)
     assert (run.read_s, run.preprocess_s, run.prompt_s) == (batch, 2 * batch, 4 * batch)
@@ -111,8 +111,8 @@ def test_tokens_of_pictures_and_text_are_counted_apart(vlm: VLM, size: int, toke
 )
 def test_pictures_are_read_as_asked(vlm: VLM, case: Case, tokens: int, label: str) -> None:
     assert measure(vlm, picture(), case, 2).image_tokens == tokens
-    assert case.reading().label == label
-    assert case.reading().positions(*measuring.SIDES) == tokens
+    assert case.options().label == label
+    assert case.options().positions(*measuring.SIDES) == tokens
 
 
 def test_bench_measures_tiles(run: Run, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_cold_start_is_a_process_that_answers(run: Run) -> None:
 
 def test_room_is_made_for_every_tile() -> None:
     def sides(size: int) -> tuple[tuple[int, int], ...]:
-        return Reading(size, "tiles", (2, 2)).sides(*measuring.SIDES)
+        return ImageOptions(size, "tiles", (2, 2)).sides(*measuring.SIDES)
 
     how = {"batch": 1, "tokens": 32, "width": 2}
     seven = VARIANTS["7b"]
@@ -311,7 +311,7 @@ REFUSED = {
         lambda at: ["bench", "--against", "fastvit", "--batch", 2], "--batch 2", "leave --batch out"
     ),
     "a grid without tiles": Refusal(
-        lambda at: ["bench", "-m", MODEL, "--grid", "2x2"], "mode pad has no tiles", "choose tiles"
+        lambda at: ["bench", "-m", MODEL, "--grid", "2x2"], "image mode has no tiles", "choose tiles"
     ),
     "tiles beside the paper": Refusal(
         lambda at: ["bench", "--paper", "--image-mode", "tiles"], "whole squares", "leave --image-mode out"

@@ -42,7 +42,7 @@ def modules() -> Iterator[None]:
 def test_its_modules_in_our_loop_give_the_same_logits(relative_error: Any) -> None:
     ours = fastvlm_mlx.load(MODEL, "float32")
     theirs = peer_mlx_vlm.load(MODEL, ours)
-    asked = ours.prompt(QUESTION, [picture()], image_size=128)
+    asked = ours.prompt(QUESTION, [picture()], options=fastvlm_mlx.ImageOptions(128))
     assert isinstance(theirs.timed, fastvlm_mlx.VLM)
     assert relative_error(theirs.timed.logits(asked), ours.logits(asked)) <= 5e-5
     assert peer.agreement(ours, theirs, 128) == peer.Agreement(peer.ANSWER, peer.ANSWER)
@@ -79,7 +79,7 @@ def test_another_answer_is_not_timed(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 def test_how_far_answers_agree_is_counted() -> None:
     ours = fastvlm_mlx.load(MODEL, "float32")
-    said = list(peer.answer(ours, ours.prompt(QUESTION, [picture()], image_size=64)))
+    said = list(peer.answer(ours, ours.prompt(QUESTION, [picture()], options=fastvlm_mlx.ImageOptions(64))))
 
     def agreed(second: list[int]) -> int:
         return peer.agreement(ours, Peer("a peer", "", ours, lambda prompt: second, {}), 64).same

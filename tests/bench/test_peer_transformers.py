@@ -47,7 +47,7 @@ def test_what_is_written_for_it_is_the_same_model(
     written(source, tmp_path)
     Tokenizer.load(source).save(tmp_path)
     ours, again = (fastvlm_mlx.load(at, "float32") for at in (source, tmp_path))
-    asked = ours.prompt(QUESTION, [picture()], image_size=64)
+    asked = ours.prompt(QUESTION, [picture()], options=fastvlm_mlx.ImageOptions(64))
     assert again.layout == "hf-timm"
     assert relative_error(again.logits(asked), ours.logits(asked)) <= 2e-5
 
@@ -153,7 +153,7 @@ def standing_in(ours: fastvlm_mlx.VLM, says: list[int]) -> tuple[Model, Peer]:
 
 
 def truly(ours: fastvlm_mlx.VLM, size: int) -> list[int]:
-    asked = ours.prompt(QUESTION, [picture()], image_size=size, image_mode="crop")
+    asked = ours.prompt(QUESTION, [picture()], options=fastvlm_mlx.ImageOptions(size, "crop"))
     return list(peer.answer(ours, asked))
 
 
@@ -165,7 +165,7 @@ def test_it_is_asked_as_ours_is_with_a_mark_for_each_row_of_the_picture() -> Non
     ids = model.given["input_ids"].values[0].tolist()
     mark = ours.tokenizer.size
     assert ids.count(mark) == 4
-    asked = ours.prompt(QUESTION, [picture()], image_size=128)
+    asked = ours.prompt(QUESTION, [picture()], options=fastvlm_mlx.ImageOptions(128))
     assert [i for i in ids if i != mark] == [i for part in asked for i in getattr(part, "ids", ())]
     assert model.given["pixel_values"].values.shape == (1, 3, 128, 128)
     assert model.given["suppress_tokens"] == list(range(ours.tokenizer.size, ours.config.text.vocab_size))

@@ -14,7 +14,7 @@ import pytest
 from albums import album, drawn, lines, records, said, shard
 from command import MODEL, Ran, Run
 
-from fastvlm_mlx import VLM, generate, progress
+from fastvlm_mlx import VLM, ImageOptions, generate, progress
 from fastvlm_mlx.sampling import Sampling
 
 TOKENS, SIZE = 6, 64
@@ -25,7 +25,7 @@ Captioned = Callable[..., Ran]
 
 def alone(vlm: VLM, number: int, /, question: str = QUESTION, **options: Any) -> str:
     """What the model says of a picture by itself."""
-    prompt = vlm.prompt(question, [drawn(number)], image_size=SIZE)
+    prompt = vlm.prompt(question, [drawn(number)], options=ImageOptions(SIZE))
     return vlm.generate(prompt, max_tokens=TOKENS, **options).text.strip()
 
 
@@ -76,7 +76,7 @@ def test_what_is_asked_and_how_is_as_in_generate(vlm: VLM, captioned: Captioned,
     options = [word for name, value in sampling.items() for word in (f"--{name.replace('_', '-')}", value)]
     captioned(album(tmp_path / "photos", 3), "-p", "What?", *options)
     assert list(said(tmp_path / "captions.jsonl").values()) == [
-        alone(vlm, seed, "What?", **sampling) for seed in range(3)
+        alone(vlm, seed, "What?", sampling=Sampling(**sampling)) for seed in range(3)
     ]
 
 

@@ -180,7 +180,7 @@ def test_a_picture_of_another_size_is_refused(exported: Exporter, monkeypatch: p
     Mac(monkeypatch)
     vlm = fastvlm_mlx.load(golden(SOURCE), vision_package=package)
     with pytest.raises(ImageError, match=r"takes pictures of 256×256.*--image-size"):
-        vlm.generate(vlm.prompt("What?", images=[TALL], image_size=512), max_tokens=1)
+        vlm.generate(vlm.prompt("What?", images=[TALL], options=fastvlm_mlx.ImageOptions(512)), max_tokens=1)
 
 
 def test_packages_that_do_not_serve_are_refused(

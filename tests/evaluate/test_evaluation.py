@@ -12,7 +12,7 @@ import pytest
 from command import MODEL, PYTHON, Ran, Run, completed
 from pictures import IMAGES
 
-from fastvlm_mlx import VLM, generate
+from fastvlm_mlx import VLM, ImageOptions, generate
 from fastvlm_mlx.evaluate.data import read
 from fastvlm_mlx.evaluate.metrics import AUTO, METRICS
 from fastvlm_mlx.evaluate.predictions import Settings
@@ -147,7 +147,8 @@ def test_shapes_and_tiles_are_asked_with(
 ) -> None:
     vlm, answered = vlm_of("apple-fused"), []
     for row in rows:
-        prompt = vlm.prompt(row["question"], [IMAGES / row["image"]], image_mode=str(options[0]), **how)
+        shown = ImageOptions(mode=str(options[0]), **how)
+        prompt = vlm.prompt(row["question"], [IMAGES / row["image"]], options=shown)
         answered.append(row | {"answer": vlm.generate(prompt, max_tokens=TOKENS).text})
     done = evaluated(answered, "--image-mode", *options)
     assert done.out.splitlines()[2] == f"asked    pictures of {label}, {TOKENS} tokens at most"

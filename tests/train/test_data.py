@@ -161,7 +161,8 @@ def plain_loss(
     """By definition: -log p of each id that the assistant says, one conversation at a time."""
     found: list[float] = []
     for turn in range(1, len(said), 2):
-        *asked, last = vlm.prompt(conversation(said[:turn]), pictures, system, image_size=128)
+        options = fastvlm_mlx.ImageOptions(128)
+        *asked, last = vlm.prompt(conversation(said[:turn]), pictures, system, options=options)
         answer = vlm.tokenizer.encode(f"{said[turn]}<|im_end|>")
         logits = vlm.logits((*asked, fastvlm_mlx.Text((*last.ids, *answer))))
         at = logits.shape[0] - len(answer) - 1

@@ -92,7 +92,7 @@ def test_the_fused_result_is_a_model_like_any_other(base: Path, tmp_path: Path) 
     convert(out / "fused", tmp_path / "again", recipe=uniform(4), group_size=32)
     one = fastvlm_mlx.load(out / "fused")
     other = fastvlm_mlx.load(base, adapter=out / "adapter")
-    prompt = one.prompt("Which colour?", [tmp_path / "red.png"], image_size=64)
+    prompt = one.prompt("Which colour?", [tmp_path / "red.png"], options=fastvlm_mlx.ImageOptions(64))
     assert mx.allclose(one.logits(prompt), other.logits(prompt), atol=1e-5)
 
 
