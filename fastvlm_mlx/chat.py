@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import tell
+from . import progress, tell
 from .config import IMAGE_MARK
 from .decoding import Event, Finished
 from .dropped import dropped
@@ -71,7 +71,8 @@ class Chat:
         """Marks, pieces, and what to say of them."""
         vlm, options = self.session.vlm, self.how.options
         if isinstance(source, Video):
-            clip = vlm.clip(source, options)
+            with progress.bars("frames") as advance:
+                clip = vlm.clip(source, options, progress=advance)
             torn = f" ({clip.damaged} damaged packets left out)" if clip.damaged else ""
             read = f"read as {len(clip.frames)} frames{torn}"
             return clip.marks, tuple(chain.from_iterable(clip.frames)), read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +26,23 @@ def bar(what: str, of: str = "bytes") -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def bars(of: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function of (what, done, in all) that shows a bar for each thing in turn."""
+    with ExitStack() as shown:
+        last = ""
+        advance: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
+
+        def update(what: str, done: int, total: int) -> None:
+            nonlocal last, advance
+            if what != last:
+                shown.close()
+                last, advance = what, shown.enter_context(bar(what, of))
+            advance(done, total)
+
+        yield update
 
 
 def _counters(of: str) -> tuple[ProgressColumn, ...]:

@@ -15,7 +15,7 @@ import heapq
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
@@ -25,7 +25,6 @@ from PIL import Image
 
 from .errors import ConfigError, ImageError
 from .image import PICTURE_BRANDS, name_of, one_line
-from .progress import bar
 from .reading import FRAME_CHOICES, MAX_FRAMES, MAX_PIXELS, SCENES, VIDEO_SUFFIXES, Sides
 
 if TYPE_CHECKING:
@@ -107,8 +106,11 @@ def first(video: Video) -> Image.Image:
         return next(reel.frames([0.0])).picture
 
 
+Advance = Callable[[str, int, int], None]  # what is done, how many frames of it, of how many
+
+
 @contextmanager
-def opened(video: Video) -> Iterator[Reel]:
+def opened(video: Video, progress: Advance = lambda what, done, total: None) -> Iterator[Reel]:
     name = name_of(video.source)
     try:
         import av
@@ -139,7 +141,7 @@ def opened(video: Video) -> Iterator[Reel]:
             f"{name} is no video, damaged or cut short ({reason}); copy or download it again"
         ) from error
     with container:
-        yield Reel(video, name, container, _stream(container, name))
+        yield Reel(video, name, container, _stream(container, name), progress)
 
 
 def _stream(container: InputContainer, name: str) -> VideoStream:
@@ -162,8 +164,10 @@ def _stream(container: InputContainer, name: str) -> VideoStream:
 class Reel:
     """An open video."""
 
-    def __init__(self, video: Video, name: str, container: InputContainer, stream: VideoStream) -> None:
-        self._video, self._name = video, name
+    def __init__(
+        self, video: Video, name: str, container: InputContainer, stream: VideoStream, progress: Advance
+    ) -> None:
+        self._video, self._name, self._progress = video, name, progress
         self._container, self._stream = container, stream
         self._tick_s = float(stream.time_base or 1)
         self._start = stream.start_time or 0
@@ -192,12 +196,11 @@ class Reel:
     def frames(self, times: Sequence[float]) -> Iterator[Frame]:
         """The frame nearest to each of these times, which ascend; none twice."""
         last = None
-        with bar("reading the video", "frames") as advance:
-            for number, frame in enumerate(self._nearest(times)):
-                advance(number + 1, len(times))
-                if last is None or frame.pts != last:
-                    last = frame.pts
-                    yield Frame(self._time_s(frame), self._picture(frame))
+        for number, frame in enumerate(self._nearest(times), 1):
+            self._progress("reading the video", number, len(times))
+            if last is None or frame.pts != last:
+                last = frame.pts
+                yield Frame(self._time_s(frame), self._picture(frame))
         if last is None:
             found = f"{self.damaged} damaged packet(s)" if self._damaged else "it holds none"
             raise ImageError(f"no frame of {self._name} can be decoded ({found}); copy or download it again")
@@ -254,17 +257,16 @@ class Reel:
             if len(chosen) > most:
                 heapq.heappop(chosen)
 
-        with bar("finding scenes", "frames") as advance:
-            for number, frame in enumerate(self._decoded(), 1):
-                advance(number, max(number, self._stream.frames))
-                small = scaled.reformat(frame, _THUMBNAIL, _THUMBNAIL, "gray").to_ndarray().astype(np.float32)
-                change = math.inf if previous is None else float(np.sqrt(np.mean((small - previous) ** 2)))
-                previous, time_s = small, self._time_s(frame)
-                if candidate is not None and time_s - candidate[1] >= _SCENE_S:
-                    choose(candidate)
-                    candidate = None
-                if change and (candidate is None or change > candidate[0]):
-                    candidate = change, time_s
+        for number, frame in enumerate(self._decoded(), 1):
+            self._progress("finding scenes", number, max(number, self._stream.frames))
+            small = scaled.reformat(frame, _THUMBNAIL, _THUMBNAIL, "gray").to_ndarray().astype(np.float32)
+            change = math.inf if previous is None else float(np.sqrt(np.mean((small - previous) ** 2)))
+            previous, time_s = small, self._time_s(frame)
+            if candidate is not None and time_s - candidate[1] >= _SCENE_S:
+                choose(candidate)
+                candidate = None
+            if change and (candidate is None or change > candidate[0]):
+                candidate = change, time_s
         if candidate is not None:
             choose(candidate)
         return sorted(time_s for _, time_s in chosen)

@@ -27,7 +27,7 @@ from .prompt import Clip, Picture, Prompt, assemble, placed, positions, render
 from .reading import ImageOptions
 from .sampling import Sampling
 from .tokenizer import Tokenizer
-from .video import Video, is_video, opened
+from .video import Advance, Video, is_video, opened
 
 Pixels = mx.array | npt.NDArray[Any]  # floats; of numpy's arrays, uint8 is read as a picture file would be
 Image = image.Source | Pixels | Picture | tuple[Picture, ...]  # the last is one picture in pieces
@@ -207,7 +207,13 @@ class VLM:
             f"{f'--max-frames {fit} or ' if fit else ''}a smaller --image-size"
         )
 
-    def clip(self, video: Video, options: ImageOptions = _DEFAULT) -> Clip:
+    def clip(
+        self,
+        video: Video,
+        options: ImageOptions = _DEFAULT,
+        *,
+        progress: Advance = lambda what, done, total: None,
+    ) -> Clip:
         """A video's frames ready to be put into prompts; each is read as a picture is.
 
         No more are read than the context could hold, and one: `prompt` then says how many fit.
@@ -215,7 +221,7 @@ class VLM:
         options = self._filled(options)
         times: list[float] = []
         frames: list[tuple[Picture, ...]] = []
-        with opened(video) as reel:
+        with opened(video, progress) as reel:
             most = self.config.text.context // options.positions(*reel.sides) + 1
             for frame in reel.frames(reel.times(most)):
                 times.append(frame.time_s)

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file
 
 from fastvlm_mlx import blas, cli
 from fastvlm_mlx.convert.run import convert
+from fastvlm_mlx.kernels import choice
 from fastvlm_mlx.models.vision import FastViTHD
 
 pytest.register_assert_rewrite("refusals", "talks")
@@ -123,7 +124,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     """The installed command's entry, in this process."""
     for name in (cli.MODEL_VARIABLE, "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FASTVLM_MLX_KERNELS", "tuned")  # put back afterwards, as options set it
+    monkeypatch.setattr(choice, "_mode", None)  # put back afterwards, as options set it
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("NO_COLOR", "1")
 

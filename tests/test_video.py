@@ -383,3 +383,18 @@ def test_the_command_says_how_much_was_damaged(ask: Run, tmp_path: Path) -> None
     content[pos + 8 : pos + 8 + size] = bytes(size)
     path.write_bytes(content)
     assert ask(path, "--max-frames", 24).err == f"note: {path}: 1 damaged packet(s) left out\n"
+
+
+def test_the_library_tells_progress_and_draws_nothing(
+    ten_a_second: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    vlm: VLM,
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    told: list[tuple[str, int, int]] = []
+    video = Video(ten_a_second("a.mp4"), max_frames=3, frames="scenes")
+    vlm.clip(video, ImageOptions(64), progress=lambda *done: told.append(done))
+    assert {what for what, *_ in told} == {"finding scenes", "reading the video"}
+    assert told[-1] == ("reading the video", 3, 3)
+    assert capfd.readouterr() == ("", "")

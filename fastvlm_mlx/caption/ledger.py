@@ -123,11 +123,14 @@ class Ledger:
         return said
 
     @contextmanager
-    def merging(self) -> Iterator[bool]:
-        """Whether nobody else is writing the result just now."""
-        path = self.folder / "settings.json"
-        with _said_of(path), path.open("r+b", buffering=0) as file:
-            yield locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def merging(self) -> Iterator[None]:
+        """One process at a time writes the result; another waits, since the first may die on the way."""
+        path = self.folder / "merging.lock"
+        with _said_of(path):
+            file = FileIO(path, "a+")
+        with file:
+            locked(file, fcntl.LOCK_EX)
+            yield
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:04}.jsonl"

@@ -55,25 +55,24 @@ class Tally:
 
 
 def settle(form: str, out: Path, items: Sequence[Item], ledger: Ledger) -> Tally:
-    """Put what is done into one file, unless somebody else is at it just now."""
+    """Put what is done into one file."""
     records = ledger.records()
     why = ledger.folder / FAILED
     failed = [records[item.key] for item in items if "error" in records[item.key]]
-    with ledger.merging() as free:
-        if free and failed:
+    with ledger.merging():
+        if failed:
             with new_file(why) as hidden, hidden.open("wb") as file:
                 file.writelines(journal.line({"key": one["key"], "error": one["error"]}) for one in failed)
-        elif free:
+        else:
             why.unlink(missing_ok=True)
         if items and len(failed) == len(items):
             raise DataError(
                 f"none of {len(items):,} pictures could be captioned; {why} says why, "
                 f"first of {failed[0]['key']}: {failed[0]['error']}"
             )
-        if free:
-            with new_file(out) as hidden:
-                told = ((item, records[item.key]) for item in items)
-                FORMATS[form](hidden, out, ((item, record) for item, record in told if "caption" in record))
+        with new_file(out) as hidden:
+            told = ((item, records[item.key]) for item in items)
+            FORMATS[form](hidden, out, ((item, record) for item, record in told if "caption" in record))
     return Tally(len(items) - len(failed), len(failed), why)
 
 

@@ -27,6 +27,7 @@ class Settings:
     """What decides the answers and their scores. Nothing of when and where."""
 
     model: str
+    weights: str  # their fingerprint, an adapter's included: a path may hold others later
     dtype: str
     quantization: str
     data: str

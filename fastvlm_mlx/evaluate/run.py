@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ahead as threads
+from .. import checkpoint
 from ..config import STRIDE
 from ..errors import ConfigError
 from ..image import pieces, stored_sides
@@ -56,6 +57,7 @@ def settings_of(
     size, mode = options.filled(vlm.config.image.size, vlm.config.image.mode).size_and_mode
     return Settings(
         model=name,
+        weights=checkpoint.fingerprint(vlm.model),
         dtype=str(vlm.dtype).rpartition(".")[2],
         quantization=described(vlm.quantization),
         data=data.path.name,

@@ -26,8 +26,15 @@ FOLDER_VARIABLE = "FASTVLM_MLX_CACHE"
 _LOG = logging.getLogger(__name__)
 _Marks = dict[str, str]  # a problem's key -> the mark of the candidate that was best
 
+_mode: str | None = None  # what `use` said
 _known: dict[str, _Marks] = {}  # by `_setting`
 _watchers: list[dict[str, Problem]] = []
+
+
+def use(mode: str) -> None:
+    """Whether this process takes what `tune` chose ("tuned") or MLX's own operations ("stock")."""
+    global _mode
+    _mode = kernel_mode(mode)
 
 
 def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
@@ -36,7 +43,7 @@ def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
     if _watchers:
         _watchers[-1].setdefault(problem.key, problem)
         return entrants[0]
-    if len(entrants) == 1 or kernel_mode(os.environ.get(KERNELS_VARIABLE) or "tuned") == "stock":
+    if len(entrants) == 1 or _mode_now() == "stock":
         return entrants[0]
     mark = _marks(where, dtype).get(problem.key)
     for candidate in entrants:
@@ -114,6 +121,10 @@ def path() -> Path | None:
         return Path(os.environ.get("XDG_CACHE_HOME") or usual).expanduser() / "fastvlm-mlx" / "kernels.json"
     except RuntimeError:  # nobody's home
         return None
+
+
+def _mode_now() -> str:
+    return _mode or kernel_mode(os.environ.get(KERNELS_VARIABLE) or "tuned")
 
 
 def _marks(where: str, dtype: mx.Dtype) -> _Marks:

@@ -54,6 +54,7 @@ def finetune(
         source.check(stage)
 
     loaded = checkpoint.load(directory, checkpoint.DTYPES[start.dtype] if start.dtype else None)
+    base = checkpoint.fingerprint(loaded.model)
     if recipe.lora:
         lora.attach(loaded.model, recipe.lora, mx.random.key(recipe.seed))
         params = lora.parameters(loaded.model)
@@ -61,7 +62,7 @@ def finetune(
         params = _trainable(recipe, loaded)
     for stage in recipe.stages:
         moving(params, stage)  # says what matches nothing
-    fingerprint = _fingerprint(recipe, directory, digest)
+    fingerprint = _fingerprint(recipe, base, digest)
     make_folder(out)
     state = resume(out, fingerprint)
     if state:
@@ -142,10 +143,11 @@ def _write(
     checkpoint.save(destination, config, weights, tokenizer, card.licences(directory), overwrite=True)
 
 
-def _fingerprint(recipe: Recipe, directory: Path, digest: str) -> str:
-    """Stages may be added or changed ahead of a run, the model, the data, the adapter and the seed not."""
-    model = (directory.resolve().name, recipe.start.dtype)
-    told = repr((recipe.name, recipe.seed, model, recipe.lora and _settings(recipe), digest))
+def _fingerprint(recipe: Recipe, base: str, digest: str) -> str:
+    """Stages may be added or changed ahead of a run; base model, data, adapter and seed may not."""
+    told = repr(
+        (recipe.name, recipe.seed, base, recipe.start.dtype, recipe.lora and _settings(recipe), digest)
+    )
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -69,6 +69,12 @@ class Plan:
     def __post_init__(self) -> None:
         if min(self.save_every, self.log_every) < 1:
             raise ConfigError("save_every and log_every count steps; both must be positive")
+        names = [stage.name for stage in self.stages]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            numbers = " and ".join(str(n) for n, name in enumerate(names, 1) if name == twice)
+            raise ConfigError(
+                f"stages {numbers} are both named {twice!r}, and the log tells stages by name; rename one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,8 @@ def resume(folder: Path, fingerprint: str) -> State | None:
     about = read_json(saved[-1] / "config.json")
     if about.get("fingerprint") != fingerprint:
         raise ConfigError(
-            f"{folder}: holds a run of another recipe or other data; choose another folder, or remove it"
+            f"{folder}: holds a run of another recipe, base model or data; choose another folder, or "
+            "remove it"
         )
     progress = Progress(about["stage"], about["step"])
     params = mx.load(str(saved[-1] / "params.safetensors"))

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from .options import Dtype, GridOption, ImageMode, ImageSize, Kernels, MaxTiles, Revision, image_options
+from .options import (
+    AdapterPath,
+    Dtype,
+    GridOption,
+    ImageMode,
+    ImageSize,
+    Kernels,
+    MaxTiles,
+    Revision,
+    image_options,
+)
 
 
 def evaluate(
@@ -20,6 +30,7 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option(help="Folder that pictures' paths start from. Default: DATA's.")
     ] = None,
+    adapter: AdapterPath = None,
     metric: Annotated[
         str,
         typer.Option(
@@ -92,7 +103,7 @@ def evaluate(
     from .. import progress
     from .. import vlm as runtime
 
-    vlm = runtime.load(model, dtype, revision=revision)
+    vlm = runtime.load(model, dtype, revision=revision, adapter=adapter)
     settings = settings_of(
         vlm,
         model,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import hub, tell
+from .. import hub, progress, tell
 from ..errors import ConfigError, PromptError
 from ..reading import FRAME_CHOICES, MAX_FRAMES
 from . import machines
@@ -227,7 +227,8 @@ def generate(
             else runtime.load(draft_model, dtype, kv_bits=kv_bits, kv_group_size=kv_group_size)
         )
         for n, video in videos.items():
-            clips[n] = vlm.clip(video, options)
+            with progress.bars("frames") as advance:
+                clips[n] = vlm.clip(video, options, progress=advance)
             if damaged := clips[n].damaged:
                 tell.say(f"note: {sources[n]}: {damaged} damaged packet(s) left out")
         question: Prompt = ()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import hub, tell
-from ..config import KERNELS_VARIABLE, kernel_mode
+from ..config import KERNELS_VARIABLE
 from ..reading import MAX_FRAMES, MAX_TILES, ImageOptions, parsed_grid
 
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
@@ -116,9 +115,10 @@ DryRun = Annotated[
 
 
 def _use_kernels(mode: str | None) -> str | None:
-    """By the variable, which child processes see as well."""
     if mode is not None:
-        os.environ[KERNELS_VARIABLE] = kernel_mode(mode)
+        from ..kernels import choice
+
+        choice.use(mode)
     return mode
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from fastvlm_mlx.caption.crew import Crew
 from fastvlm_mlx.caption.items import Item
 from fastvlm_mlx.caption.ledger import PARTS, Settings, opened
+from fastvlm_mlx.caption.results import settle
 
 SETTINGS = Settings("float32", "w", "What?", False, None, 6, 0.0, 1.0, 0, 0.0, 1.0, None, 64, "pad", False)
 
@@ -56,3 +59,18 @@ def test_every_part_is_looked_at_by_all_or_is_somebody_s_own(size: int) -> None:
     assert len({order[0] for order in free}) == size
     own = [Crew(1, rank, size, one_folder=False).order(10) for rank in range(size)]
     assert sorted(number for order in own for number in order) == list(range(10))
+
+
+def test_a_result_is_written_though_another_process_is_just_starting(tmp_path: Path) -> None:
+    """Who starts holds the settings' lock, and who is done must not take that for another writer."""
+    out = tmp_path / "captions.jsonl"
+    item = Item("a.jpg", None, tmp_path / "a.jpg", {})
+    with opened(out, SETTINGS, 1, False) as ledger:
+        part = ledger.claim(ledger.part_of(item))
+        assert part is not None
+        part.left = 1
+        part.add({"key": "a.jpg", "caption": "x", "tokens": 1, "reason": "stop"})
+        with FileIO(ledger.folder / "settings.json", "a+") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            assert settle("jsonl", out, [item], ledger).captions == 1
+    assert out.exists()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from command import MODEL, PYTHON, Ran, Run, completed
 from pictures import IMAGES
 
-from fastvlm_mlx import VLM, ImageOptions, generate
+from fastvlm_mlx import VLM, ImageOptions, generate, lora
 from fastvlm_mlx.evaluate.data import read
 from fastvlm_mlx.evaluate.metrics import AUTO, METRICS
 from fastvlm_mlx.evaluate.predictions import Settings
@@ -195,7 +197,7 @@ def test_rows_that_can_share_work_are_neighbours(vlm_of: Callable[[str], VLM], t
             ],
         )
     )
-    settings = Settings("", "", "", "", "", "exact", 256, TOKENS, "", False, image_mode="pad")
+    settings = Settings("", "", "", "", "", "", "exact", 256, TOKENS, "", False, image_mode="pad")
     order = [(row.pictures[0].name, row.question) for row in ordered(vlm_of("apple-fused"), data, settings)]
     assert order == [
         *(("b", short), ("b", longest), ("d", short)),
@@ -256,6 +258,48 @@ def test_what_was_asked_is_not_asked_again(
     assert evaluated(rows, *options, "--limit", 2) == few
     assert asked == [2, 3, 3]
     assert (tmp_path / "said.jsonl").read_bytes() == content
+
+
+def test_answers_of_other_weights_at_the_same_path_are_not_taken(
+    rows: Rows, run: Run, tmp_path: Path
+) -> None:
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    data = written(tmp_path, rows)
+    options = (
+        "eval",
+        model,
+        data,
+        "--images",
+        IMAGES,
+        "-n",
+        TOKENS,
+        "--predictions",
+        tmp_path / "said.jsonl",
+    )
+    assert run(*options).code == 0
+    weights = dict(mx.load(str(model / "model.safetensors")))
+    name = next(name for name in weights if name.endswith("layers.0.mlp.down_proj.weight"))
+    weights[name][-1, -1] += 0.5  # one value, and the last one
+    mx.save_safetensors(str(model / "model.safetensors"), weights)
+    told = run(*options)
+    assert told.code == 1
+    assert "weights" in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+def test_an_adapter_is_scored_and_told_apart(
+    rows: Rows, run: Run, tmp_path: Path, vlm_of: Callable[[str], VLM]
+) -> None:
+    width, path = vlm_of("apple-fused").config.text.hidden_size, "language.layers.0.attention.out"
+    pair = {f"{path}.lora_a": mx.random.normal((width, 8)), f"{path}.lora_b": mx.random.normal((8, width))}
+    lora.write(tmp_path / "adapter", lora.Adapter("it", lora.Settings(), pair))
+    data = written(tmp_path, rows)
+    options = ("eval", MODEL, data, "--images", IMAGES, "-n", TOKENS)
+    with_it = ("--adapter-path", tmp_path / "adapter", "--predictions", tmp_path / "said.jsonl")
+    plain, adapted = run(*options), run(*options, *with_it)
+    assert adapted.code == 0
+    assert table(plain)["all"] != table(adapted)["all"]
+    assert run(*options, "--predictions", tmp_path / "said.jsonl").code == 1
 
 
 # Runs the command and kills it as the `moment`-th line is written, `share` per cent of which is on disk.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastvlm_mlx import checkpoint, lora
 from fastvlm_mlx.convert.doctor import examine
 from fastvlm_mlx.convert.quantize import uniform
 from fastvlm_mlx.convert.run import convert
+from fastvlm_mlx.errors import FastVLMError
 from fastvlm_mlx.train import recipe as recipes
 from fastvlm_mlx.train.finetune import finetune
 
@@ -177,3 +179,13 @@ def test_conversations_without_pictures_are_learned_too(base: Path, tmp_path: Pa
     finetune(recipes.read(tuning.recipe(tmp_path, base, tuning.LORA, steps=2)), tmp_path / "run")
     first, second = logged(tmp_path / "run")
     assert second < first
+
+
+def test_a_run_does_not_go_on_from_another_base_of_the_same_name(base: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(base, tmp_path / "base")
+    tuned(tmp_path, model)
+    weights = dict(mx.load(str(model / "model.safetensors")))
+    weights["language.layers.0.mlp.down.weight"][-1, -1] += 0.5
+    mx.save_safetensors(str(model / "model.safetensors"), weights)
+    with pytest.raises(FastVLMError, match="another"):
+        tuned(tmp_path, model)

@@ -20,6 +20,13 @@ rate = 1e-3
 train = ["language"]
 """
 
+SECOND = """[[stages]]
+name = "first"
+steps = 5
+rate = 1e-3
+train = ["vision"]
+[[stages]]"""
+
 
 @pytest.mark.parametrize(
     ("old", "new", "names"),
@@ -29,6 +36,7 @@ train = ["language"]
         ("steps = 10", 'steps = "ten"', "stages.0..steps is 'ten', not of the kind int"),
         ("steps = 10", "steps = 0", "first.*must be positive"),
         ('name = "x"', 'name = "x', "not TOML"),
+        ("[[stages]]", SECOND, "stages 1 and 2 are both named 'first'"),
     ],
     ids=[
         "unknown key",
@@ -36,6 +44,7 @@ train = ["language"]
         "wrong type",
         "no steps",
         "not TOML",
+        "two stages of one name",
     ],
 )
 def test_a_bad_recipe_is_one_line_that_names_the_place(
