@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..tokenizer import Tokenizer
 from . import card
 from .quantize import Recipe, bits_per_weight, quantize
-from .translate import translate
+from .read.translate import translate
 from .verify import Comparison, compare
 
 

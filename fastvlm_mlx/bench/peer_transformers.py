@@ -18,8 +18,8 @@ from PIL import Image
 from .. import progress
 from ..checkpoint import CONFIG, write_shards
 from ..config import ModelConfig
-from ..convert.exporting import source_of
-from ..convert.layouts import HF_TIMM
+from ..convert.export.steps import source_of
+from ..convert.read.tensor_names import HF_TIMM
 from ..errors import CheckpointError, ConfigError
 from ..prompt import Picture, Prompt, Text
 from ..tokenizer import Tokenizer

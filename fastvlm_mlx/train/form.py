@@ -17,10 +17,10 @@ from mlx.utils import tree_unflatten
 
 from ..checkpoint import parameters
 from ..config import ModelConfig
-from ..convert.fuse import fuse
-from ..convert.layouts import RawWeights
-from ..convert.rawform import Shapes, raw_form
-from ..convert.reparam import BATCH_NORM_EPS
+from ..convert.fuse.arithmetic import BATCH_NORM_EPS
+from ..convert.fuse.fuse import fuse
+from ..convert.read.tensor_names import RawWeights
+from ..convert.read.tensor_shapes import Shapes, raw_form
 from ..kernels import depthwise, gelu
 from ..models.fastvlm import FastVLM
 from ..models.vision import pooled

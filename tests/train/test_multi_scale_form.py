@@ -13,9 +13,9 @@ import speck
 
 import fastvlm_mlx
 from fastvlm_mlx.config import ImageConfig, ModelConfig, MultiScaleConfig, TextConfig, VisionConfig
-from fastvlm_mlx.convert import export_swift
-from fastvlm_mlx.convert.doctor import examine
-from fastvlm_mlx.convert.layouts import RawWeights
+from fastvlm_mlx.convert.doctor.checks import examine
+from fastvlm_mlx.convert.export import swift
+from fastvlm_mlx.convert.read.tensor_names import RawWeights
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.models.fastvlm import FastVLM
 from fastvlm_mlx.train import export, form, losses, scenes, vocabulary
@@ -133,7 +133,7 @@ def test_what_is_written_is_read_and_converted(config: ModelConfig, pixels: mx.a
     assert config.vision.multi_scale
     assert config.vision.multi_scale.listed in report.facts["vision"]
     with pytest.raises(fastvlm_mlx.ConfigError, match="mlx-vlm cannot hold multi-scale features"):
-        export_swift.export(tmp_path / "model", tmp_path / "swift")
+        swift.export(tmp_path / "model", tmp_path / "swift")
     convert(tmp_path / "model", tmp_path / "converted")
     wanted = form.features_of(raw, config, pixels)
     for name, layout in (("model", "apple-llava"), ("converted", "fastvlm-mlx")):
