@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from unittest import mock
 
+from fastvlm_mlx.convert.fuse import reference
+
 from fastvlm_mlx import kernels  # isort: skip  - prefers OpenBLAS before mlx loads
 import mlx.core as mx
 
@@ -33,11 +35,13 @@ def main() -> None:
     assert sizes
     config = ModelConfig(sizes.vision, sizes.text, sizes.image)
     raw = form.initial(config, mx.random.key(0), layer_scale=0.1)
-    moving = {n: a for n, a in raw.items() if n.startswith("vision.") and not n.endswith(form.STATISTICS)}
+    moving = {
+        n: a for n, a in raw.items() if n.startswith("vision.") and not n.endswith(reference.STATISTICS)
+    }
     pixels = mx.random.uniform(shape=(PICTURES, config.image.size, config.image.size, 3))
 
     def loss(moved: dict[str, mx.array]) -> mx.array:
-        return (form.features_of({**raw, **moved}, config, pixels, {}) ** 2).mean()
+        return (reference.features_of({**raw, **moved}, config, pixels, {}) ** 2).mean()
 
     gradient = mx.value_and_grad(loss)
 

@@ -22,13 +22,14 @@ from pathlib import Path
 from fastvlm_mlx import checkpoint
 from fastvlm_mlx.convert import quantize
 from fastvlm_mlx.convert.export.swift import export as export_swift
+from fastvlm_mlx.convert.fuse import reference
 from fastvlm_mlx.convert.read import tensor_names
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
 from fastvlm_mlx.evaluate.predictions import Predictions
 from fastvlm_mlx.evaluate.run import ask, settings_of
-from fastvlm_mlx.train import album, form
+from fastvlm_mlx.train import album
 from fastvlm_mlx.train import recipe as recipes
 from fastvlm_mlx.vlm import VLM, load
 
@@ -69,7 +70,7 @@ class Branches(nn.Module):
         self._config = vlm.config
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        return form.features_of(self._raw, self._config, pixels)
+        return reference.features_of(self._raw, self._config, pixels)
 
 
 def as_trained(folder: Path) -> VLM:

@@ -2,34 +2,30 @@
 
 There is one tower to read, the run form. While BatchNorm uses stored statistics, the training form is the
 run form with weights computed from the branches, so `fuse` is part of the graph and gradients flow through
-it: what is trained is what will run. Statistics of a batch need every branch apart: `observe` is that plain
-definition, slow and exact, which notes what it sees.
+it: what is trained is what will run. Statistics of a batch need every branch apart: that is
+`convert.fuse.reference`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from ..checkpoint import parameters
 from ..config import ModelConfig
-from ..convert.fuse.arithmetic import BATCH_NORM_EPS
 from ..convert.fuse.fuse import fuse
 from ..convert.read.tensor_names import RawWeights
 from ..convert.read.tensor_shapes import Shapes, raw_form
-from ..kernels import depthwise, gelu
 from ..models.fastvlm import FastVLM
-from ..models.vision import pooled
 
 _BRANCHED = re.compile(r"\.(stem\.\w+|downsample\.\w+|mixer|position|expand\.depthwise)$")
 _POOLS = "vision.multi_scale.pools."
 _KEYS = re.compile(r"language\..*\.attention\.k\.weight$")
 EMBEDDING_SCALE = 0.1  # of fresh ids: a tied head then starts with logits near 1
-STATISTICS = ("running_mean", "running_var")
 
 
 def shapes(config: ModelConfig) -> Shapes:
@@ -86,170 +82,3 @@ def run_form(model: FastVLM, raw: Mapping[str, mx.array], config: ModelConfig) -
     """Put the fused weights into the model; under `mx.grad`, as functions of the raw ones."""
     fused, _ = fuse(RawWeights(dict(raw)), config.vision, config.text, {}, mx.float32)
     model.update(tree_unflatten(list(fused.items())))
-
-
-def observe(
-    raw: Mapping[str, mx.array],
-    config: ModelConfig,
-    pixels: mx.array,
-    seen: dict[str, mx.array] | None = None,
-) -> dict[str, mx.array]:
-    """The tower with all its branches: what `FastViTHD.trace` yields for each stage and, last, the features.
-
-    With `seen`, BatchNorm uses the statistics of this batch, as in training, and notes them there; without,
-    the stored ones.
-    """
-    return dict(_Tower(raw, config, seen).trace(pixels))
-
-
-def features_of(
-    raw: Mapping[str, mx.array],
-    config: ModelConfig,
-    pixels: mx.array,
-    seen: dict[str, mx.array] | None = None,
-) -> mx.array:
-    """(B, H, W, 3) -> (B, h, w, features), as `observe`"""
-    *_, features = observe(raw, config, pixels, seen).values()
-    return features
-
-
-Moments = tuple[mx.array, mx.array]  # mean and variance by channel
-Affine = tuple[mx.array, mx.array]  # y = gain · x + shift
-
-
-class _Tower:
-    """The reference's forward pass in its own terms, over raw names.
-
-    A BatchNorm is worked out as a gain and a shift. Branches that only scale the input need no pass of their
-    own then: their statistics follow from the input's.
-    """
-
-    def __init__(self, raw: Mapping[str, mx.array], config: ModelConfig, seen: dict[str, mx.array] | None):
-        self._raw, self._config, self._seen = raw, config.vision, seen
-
-    def trace(self, x: mx.array) -> Iterator[tuple[str, mx.array]]:
-        config, outputs = self._config, []
-        for name, stride in (("conv", 2), ("depthwise", 2), ("pointwise", 1)):
-            x = gelu(self._mobile_one(f"vision.stem.{name}", x, stride))
-        for index, depth in enumerate(config.layers):
-            stage = f"vision.stages.{index}"
-            if index:
-                step = f"{stage}.downsample"
-                x = gelu(
-                    self._conv_norm(f"{step}.depthwise.large", x, 2)
-                    + self._conv_norm(f"{step}.depthwise.small", x, 2)
-                )
-                x = gelu(self._mobile_one(f"{step}.pointwise", x))
-            attends = index >= config.attention_from
-            if attends:
-                x = x + self._conv(f"{stage}.position.conv", x) + self._raw[f"{stage}.position.conv.bias"]
-            for number in range(depth):
-                x = self._block(f"{stage}.blocks.{number}", x, attends)
-            yield f"stages.{index}.blocks", x
-            outputs.append(x)
-        x = self._mobile_one("vision.expand.depthwise", x)
-        gate = mx.maximum(self._linear("vision.expand.squeeze", x.mean((1, 2), keepdims=True)), 0)
-        x = gelu(x * mx.sigmoid(self._linear("vision.expand.excite", gate)))
-        yield "expand", x
-        if config.multi_scale:
-            earlier = [
-                pooled(outputs[pool.stage], pool.factor, self._raw.get(f"{_POOLS}{number}.weight"))
-                for number, pool in enumerate(config.pools)
-            ]
-            yield "multi_scale", mx.concatenate([*earlier, x], axis=-1)
-
-    def _block(self, name: str, x: mx.array, attends: bool) -> mx.array:
-        raw = self._raw
-        if attends:
-            x = x + raw[f"{name}.layer_scale_1"] * self._attention(name, x)
-            scale = raw[f"{name}.layer_scale_2"]
-        else:
-            mixer, moments = f"{name}.mixer", _moments(x)
-            gain, shift = self._affine(f"{mixer}.norm.skip", moments)
-            mixed = self._mobile_one(f"{mixer}.mixer", x, less=(gain, shift), moments=moments)
-            x = x + raw[f"{mixer}.layer_scale"] * mixed
-            scale = raw[f"{name}.layer_scale"]
-        y = self._conv_norm(f"{name}.ffn.depthwise", x)
-        return x + scale * self._linear(f"{name}.ffn.fc2", gelu(self._linear(f"{name}.ffn.fc1", y)))
-
-    def _attention(self, name: str, x: mx.array) -> mx.array:
-        batch, height, width, dim = x.shape
-        x = mx.fast.layer_norm(
-            x.reshape(batch, -1, dim), self._raw[f"{name}.norm.weight"], self._raw[f"{name}.norm.bias"], 1e-5
-        )
-        head_dim = self._config.head_dim
-        qkv = x @ self._raw[f"{name}.attention.qkv.weight"].T
-        parts = mx.split(qkv.reshape(batch, -1, 3, dim // head_dim, head_dim), 3, axis=2)
-        q, k, v = (part.squeeze(2).swapaxes(1, 2) for part in parts)
-        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)
-        return self._linear(f"{name}.attention.proj", x.swapaxes(1, 2).reshape(batch, height, width, dim))
-
-    def _mobile_one(
-        self,
-        name: str,
-        x: mx.array,
-        stride: int = 1,
-        *,
-        less: Affine | None = None,
-        moments: Moments | None = None,
-    ) -> mx.array:
-        """The sum of its branches, `less` an affine function of the input."""
-        y, number = mx.zeros(()), 0
-        while f"{name}.kxk.{number}.conv.weight" in self._raw:
-            y = y + self._conv_norm(f"{name}.kxk.{number}", x, stride)
-            number += 1
-        own = [(-less[0], -less[1])] if less else []
-        if f"{name}.skip.weight" in self._raw:
-            own.append(self._affine(f"{name}.skip", moments or _moments(x)))
-        if f"{name}.scale.conv.weight" in self._raw:
-            weight = self._raw[f"{name}.scale.conv.weight"].flatten()
-            times = weight.size // x.shape[-1]
-            if times == 1:
-                mean, var = moments or _moments(x)
-                gain, shift = self._affine(f"{name}.scale.bn", (weight * mean, weight * weight * var))
-                own.append((weight * gain, shift))
-            else:
-                y = y + self._norm(f"{name}.scale.bn", mx.repeat(x, times, axis=-1) * weight)
-        if not own:
-            return y
-        return y + x * sum(gain for gain, _ in own) + sum(shift for _, shift in own)
-
-    def _conv_norm(self, name: str, x: mx.array, stride: int = 1) -> mx.array:
-        return self._norm(f"{name}.bn", self._conv(f"{name}.conv", x, stride))
-
-    def _conv(self, name: str, x: mx.array, stride: int = 1) -> mx.array:
-        weight = self._raw[f"{name}.weight"]
-        if weight.shape[1] == 1:
-            return x @ weight.flatten(1).T
-        if weight.shape[-1] == x.shape[-1]:
-            return mx.conv2d(x, weight, stride, weight.shape[1] // 2)
-        times = weight.shape[0] // x.shape[-1]  # the kernels want all channels' first outputs first
-        if times == 1:
-            return depthwise(weight, stride)(x)
-        residues = mx.unflatten(weight, 0, (-1, times)).swapaxes(0, 1).flatten(0, 1)
-        y = depthwise(residues, stride)(x)
-        return mx.unflatten(y, -1, (times, -1)).swapaxes(-1, -2).flatten(-2)
-
-    def _norm(self, name: str, x: mx.array) -> mx.array:
-        gain, shift = self._affine(name, None if self._seen is None else _moments(x))
-        return x * gain + shift
-
-    def _affine(self, name: str, moments: Moments | None) -> Affine:
-        """Of these statistics where a batch's are to be used, else of the stored ones."""
-        if self._seen is None or moments is None:
-            mean, var = (self._raw[f"{name}.{part}"] for part in STATISTICS)
-        else:
-            mean, var = moments
-            self._seen |= {f"{name}.running_mean": mean, f"{name}.running_var": var}
-        gain = self._raw[f"{name}.weight"] * mx.rsqrt(var + BATCH_NORM_EPS)
-        return gain, self._raw[f"{name}.bias"] - mean * gain
-
-    def _linear(self, name: str, x: mx.array) -> mx.array:
-        return x @ self._raw[f"{name}.weight"].flatten(1).T + self._raw[f"{name}.bias"]
-
-
-def _moments(x: mx.array) -> Moments:
-    """One pass each: what cancels in the difference does not matter at these magnitudes."""
-    flat = x.flatten(0, -2)
-    mean = flat.mean(0)
-    return mean, mx.maximum((flat * flat).mean(0) - mean * mean, 0)

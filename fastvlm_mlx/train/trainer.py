@@ -20,11 +20,11 @@ import mlx.optimizers as optim
 import numpy as np
 
 from ..config import ModelConfig
+from ..convert.fuse.reference import STATISTICS, observe
 from ..errors import ConfigError
 from ..models.fastvlm import FastVLM
 from . import losses
 from .batches import Batch
-from .form import STATISTICS, observe
 from .recipe import Recipe, Stage
 from .sources import Share
 from .state import Logged, Progress, State

@@ -8,6 +8,7 @@ import pytest
 
 import fastvlm_mlx
 from fastvlm_mlx.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
+from fastvlm_mlx.convert.fuse import reference
 from fastvlm_mlx.convert.read.tensor_names import RawWeights
 from fastvlm_mlx.models.fastvlm import FastVLM
 from fastvlm_mlx.train import export, form, vocabulary
@@ -49,7 +50,7 @@ def distance(found: mx.array, wanted: mx.array) -> float:
 
 
 def test_the_training_form_equals_the_run_form(raw: RawWeights, pixels: mx.array) -> None:
-    assert distance(features(raw, pixels), form.features_of(raw, SMALL, pixels)) < 2e-5
+    assert distance(features(raw, pixels), reference.features_of(raw, SMALL, pixels)) < 2e-5
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 192), (192, 128), (64, 320), (384, 64)])
@@ -59,21 +60,21 @@ def test_the_forms_are_equal_on_pictures_that_are_no_squares(
     pixels = mx.random.uniform(shape=(2, height, width, 3), key=mx.random.key(4))
     found = features(raw, pixels)
     assert found.shape[1:3] == (height // 64, width // 64)
-    assert distance(found, form.features_of(raw, SMALL, pixels)) < 2e-5
+    assert distance(found, reference.features_of(raw, SMALL, pixels)) < 2e-5
 
 
 def test_gradients_through_the_fusing_are_those_of_the_branches(raw: RawWeights, pixels: mx.array) -> None:
     moving = {
         name: array
         for name, array in raw.items()
-        if name.startswith("vision.") and not name.endswith(form.STATISTICS)
+        if name.startswith("vision.") and not name.endswith(reference.STATISTICS)
     }
 
     def fused(moved: dict[str, mx.array]) -> mx.array:
         return (features(RawWeights({**raw, **moved}), pixels) ** 2).mean()
 
     def apart(moved: dict[str, mx.array]) -> mx.array:
-        return (form.features_of({**raw, **moved}, SMALL, pixels) ** 2).mean()
+        return (reference.features_of({**raw, **moved}, SMALL, pixels) ** 2).mean()
 
     found, wanted = mx.grad(fused)(moving), mx.grad(apart)(moving)
     largest = max(mx.abs(gradient).max().item() for gradient in wanted.values())
@@ -84,7 +85,7 @@ def test_gradients_through_the_fusing_are_those_of_the_branches(raw: RawWeights,
 
 def test_the_statistics_of_a_batch_are_noted(raw: RawWeights, pixels: mx.array) -> None:
     seen: dict[str, mx.array] = {}
-    by_batch = form.features_of(raw, SMALL, pixels, seen)
+    by_batch = reference.features_of(raw, SMALL, pixels, seen)
     assert distance(features(RawWeights({**raw, **seen}), pixels), by_batch) < 2e-5
     stem = mx.conv2d(pixels, raw["vision.stem.conv.kxk.0.conv.weight"], 2, 1)
     found = seen["vision.stem.conv.kxk.0.bn.running_var"]
@@ -99,4 +100,4 @@ def test_what_is_written_is_what_convert_reads(raw: RawWeights, pixels: mx.array
     assert vlm.config.vision == SMALL.vision
     assert vlm.config.text == SMALL.text
     assert vlm.config.image == SMALL.image
-    assert distance(vlm.vision(pixels), form.features_of(raw, SMALL, pixels)) < 2e-5
+    assert distance(vlm.vision(pixels), reference.features_of(raw, SMALL, pixels)) < 2e-5

@@ -15,6 +15,7 @@ import fastvlm_mlx
 from fastvlm_mlx.config import ImageConfig, ModelConfig, MultiScaleConfig, TextConfig, VisionConfig
 from fastvlm_mlx.convert.doctor.checks import examine
 from fastvlm_mlx.convert.export import swift
+from fastvlm_mlx.convert.fuse import reference
 from fastvlm_mlx.convert.read.tensor_names import RawWeights
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.models.fastvlm import FastVLM
@@ -71,7 +72,7 @@ def test_the_training_form_equals_the_run_form(config: ModelConfig, pixels: mx.a
     form.run_form(model, raw, config)
     found = model.vision(pixels)
     assert found.shape == (2, 2, 3, config.vision.feature_dim)
-    assert distance(found, form.features_of(raw, config, pixels)) < 2e-5
+    assert distance(found, reference.features_of(raw, config, pixels)) < 2e-5
 
 
 def test_training_begins_with_averages_and_for_the_rest_as_without(pixels: mx.array) -> None:
@@ -86,7 +87,7 @@ def test_training_begins_with_averages_and_for_the_rest_as_without(pixels: mx.ar
             assert mx.array_equal(array, average[name]), name
             assert mx.array_equal(array, learned[name]), name
     features = (
-        form.features_of(raw, with_scales(pooling), pixels)
+        reference.features_of(raw, with_scales(pooling), pixels)
         for raw, pooling in ((average, "average"), (learned, "depthwise"))
     )
     assert distance(*features) < 1e-6
@@ -105,7 +106,7 @@ def test_pools_learn_from_what_tokens_say(pixels: mx.array, statistics: str) -> 
     def loss(pools: dict[str, mx.array]) -> mx.array:
         params = {**raw, **heads, **pools}
         if statistics == "batch":
-            outputs = form.observe(params, config, pixels, {})
+            outputs = reference.observe(params, config, pixels, {})
         else:
             model = FastVLM(config)
             form.run_form(model, params, config)
@@ -135,7 +136,7 @@ def test_what_is_written_is_read_and_converted(config: ModelConfig, pixels: mx.a
     with pytest.raises(fastvlm_mlx.ConfigError, match="mlx-vlm cannot hold multi-scale features"):
         swift.export(tmp_path / "model", tmp_path / "swift")
     convert(tmp_path / "model", tmp_path / "converted")
-    wanted = form.features_of(raw, config, pixels)
+    wanted = reference.features_of(raw, config, pixels)
     for name, layout in (("model", "apple-llava"), ("converted", "fastvlm-mlx")):
         vlm = fastvlm_mlx.load(tmp_path / name, "float32")
         assert (vlm.layout, vlm.config.vision) == (layout, config.vision)
