@@ -100,8 +100,8 @@ def report(done: Converted) -> None:
     )
     for remark in done.remarks:
         say(f"note: {remark}")
-    if done.comparison:
-        for what, value in done.comparison.rows():
-            say(f"  {what:<46} {value}")
+    if done.verification:
+        for what, value in done.verification.rows():
+            say(f"  {what:<48}  {value}")
     if done.licence:
         say(done.licence)

@@ -35,7 +35,9 @@ SOURCES = ("apple-fused", "apple-train", "hf-timm-unfused", "mlx-vlm-f32", "tied
 
 def written(source: Path, folder: Path) -> Path:
     ours = fastvlm_mlx.load(source, "float32")
-    peer_transformers.write(source, folder, ours.config, peer_transformers._mark(ours), mx.float32)
+    peer_transformers.write(
+        source, folder, ours.config, peer_transformers._mark(ours.config, ours.tokenizer), mx.float32
+    )
     return folder
 
 
@@ -148,7 +150,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def standing_in(ours: fastvlm_mlx.VLM, says: list[int]) -> tuple[Model, Peer]:
     model = Model(says)
-    theirs = peer_transformers.PyTorch(ours, model, "cpu", peer_transformers._mark(ours))
+    theirs = peer_transformers.PyTorch(
+        ours, model, "cpu", peer_transformers._mark(ours.config, ours.tokenizer)
+    )
     return model, Peer("transformers", "on the cpu", theirs, theirs.answer, {}, image_mode="crop")
 
 
