@@ -280,3 +280,15 @@ def test_the_real_one_is_timed_in_turn_with_ours(run: Run, tmp_path: Path) -> No
     assert set(body["peer"]["versions"]) == {"torch", "transformers", "timm"}
     assert "PyTorch on the" in body["peer"]["how"]
     assert all(row["theirs_s"] > 0 for row in body["against"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("name", ["apple-train", "hf-timm-unfused"])
+def test_a_conversion_is_verified_against_the_real_one(
+    name: str, run: Run, directory_of: DirectoryOf, tmp_path: Path
+) -> None:
+    done = run("convert", directory_of(name), "-o", tmp_path / "out", "--verify-against", "transformers")
+    assert done.code == 0, done.err
+    assert "transformers against the fused source" in done.err

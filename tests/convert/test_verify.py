@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +231,25 @@ def test_a_result_beyond_its_limits_is_kept_named_and_exits_1(
     assert "failed its verification" in (out / "README.md").read_text(encoding="utf-8")
     assert verify.FUSING in (out / UNVERIFIED).read_text(encoding="utf-8")
     assert json.loads((out / "config.json").read_text(encoding="utf-8"))["format"] == "fastvlm-mlx"
+
+
+def test_a_program_that_is_not_installed_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = run("convert", MODEL, "-o", tmp_path / "out", "--verify-against", "transformers")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "torch is not installed; run pip install torch transformers timm" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("few")
+def test_another_programs_outputs_are_a_comparison_of_their_own(tmp_path: Path) -> None:
+    def oracle(source: Path, cases: verify.Cases) -> verify.Outputs:
+        right = verify._fused_outputs(source, cases)
+        return verify.Outputs(right.features, [-logits for logits in right.logits])
+
+    done = convert(MODEL, tmp_path / "out", verify=True, oracle=oracle)
+    assert done.verification is not None
+    assert done.verification.problem is not None
+    assert done.verification.problem.startswith(f"not verified: {verify.ORACLE} gives logits")
