@@ -22,7 +22,7 @@ import numpy as np
 
 from fastvlm_mlx.checkpoint import parameters
 from fastvlm_mlx.config import VisionConfig
-from fastvlm_mlx.convert import coreml
+from fastvlm_mlx.convert.export import coreml_program
 from fastvlm_mlx.models.vision import FastViTHD
 
 SMALL = VisionConfig((1, 2, 2, 2, 1), (8, 16, 32, 64, 128))
@@ -69,8 +69,8 @@ def main() -> None:
     for (precision, packing), limit in LIMITS.items():
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            built = coreml.program(weights, config, size)
-            path = coreml.save(coreml.package(built, precision, packing, {}), Path(folder))
+            built = coreml_program.program(weights, config, size)
+            path = coreml_program.save(coreml_program.package(built, precision, packing, {}), Path(folder))
             seconds = time.perf_counter() - began
             del built
             count = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

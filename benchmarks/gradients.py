@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from fastvlm_mlx.blas import keep_freed_memory
 from fastvlm_mlx.config import ModelConfig
-from fastvlm_mlx.convert import reference
+from fastvlm_mlx.convert.fuse import reference
 from fastvlm_mlx.train import form
 from tiny import recipe as recipes
 

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .verify import Comparison
+from .verify import Verification
 
 APPLE = b"Apple"  # whose licence it is
 NOTICE = (
     "Apple's FastVLM weights are licensed for research only. This is a modified version of them (fused and "
     "re-laid out for MLX, perhaps quantized); the licence beside it applies and must travel with every copy."
+)
+
+MEASURES = (
+    "All sides are computed in float32. Features and logits: the largest difference over the largest value."
 )
 
 
@@ -45,7 +49,7 @@ def notice(found: Mapping[str, bytes]) -> str | None:
     return NOTICE if apples else f"The source's licence applies: {', '.join(found)}."
 
 
-def render(facts: Facts, notice: str | None, comparison: Comparison | None) -> str:
+def render(facts: Facts, notice: str | None, verification: Verification | None) -> str:
     rows = [
         ("converted from", f"`{facts.source}` ({facts.layout} layout)"),
         ("by", f"fastvlm-mlx {facts.version}"),
@@ -56,11 +60,13 @@ def render(facts: Facts, notice: str | None, comparison: Comparison | None) -> s
         ),
         ("weights", f"{facts.bytes / 1e6:,.1f} MB"),
     ]
+    problem = verification.problem if verification else None
     parts = [
         "---\nlibrary_name: fastvlm-mlx\npipeline_tag: image-text-to-text\ntags: [mlx, fastvlm]\n"
         + ("license: other\nlicense_name: apple-amlr\n" if notice == NOTICE else "")
         + "---\n",
-        f"# {facts.source} for fastvlm-mlx\n",
+        f"# {facts.source} for fastvlm-mlx{' (not verified)' if problem else ''}\n",
+        *([f"**This result failed its verification.** {problem}\n"] if problem else []),
         "```\npip install fastvlm-mlx\nfastvlm-mlx generate picture.jpg --model PATH --prompt "
         '"Describe the image."\n```\n',
         _table(("", ""), rows),
@@ -68,19 +74,14 @@ def render(facts: Facts, notice: str | None, comparison: Comparison | None) -> s
     if facts.remarks:
         parts.append("Not as asked, because a width does not divide:\n")
         parts.append("\n".join(f"- {remark}" for remark in facts.remarks) + "\n")
-    if comparison:
-        parts.append(
-            "## Verified, computed in float32\n" if comparison.problem is None else "## Unverified\n"
-        )
-        if comparison.problem is not None:
-            parts.append(f"This conversion differs from its source more than it may: {comparison.problem}.\n")
-        parts.append(_table(comparison.HEADS, [row.cells() for row in comparison.differences]))
-        parts.append("Largest difference / largest value; KL divergence is a mean over positions.\n")
+    if verification:
+        parts.append(f"## Verification\n\n{MEASURES}\n")
+        parts.append(_table(("comparison", "result"), verification.rows()))
     if notice:
         parts.append(f"## Licence\n\n{notice}\n")
     return "\n".join(parts)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
+    return "\n".join(lines) + "\n"

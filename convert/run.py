@@ -15,8 +15,11 @@ from ..errors import CheckpointError
 from ..tokenizer import Tokenizer
 from . import card
 from .quantize import Recipe, bits_per_weight, quantize
-from .translate import translate
-from .verify import Comparison, compare
+from .read.translate import translate
+from .verify import Oracle, Verification, storing_limits
+from .verify import verify as compare
+
+UNVERIFIED = "UNVERIFIED.txt"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Converted:
     bits_per_weight: float
     remarks: tuple[str, ...]
     licence: str | None  # the notice to show, where a licence came along
-    comparison: Comparison | None
+    verification: Verification | None
 
 
 def convert(
@@ -40,11 +43,13 @@ def convert(
     dtype: mx.Dtype | None = None,
     overwrite: bool = False,
     verify: bool = False,
+    oracle: Oracle | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Converted:
     """Read, fuse, cast, quantize, write: one tensor in memory at a time, the result whole or absent.
 
-    `dtype` None keeps the source's. The source is only read.
+    `dtype` None keeps the source's. The source is only read. A result that `verify` finds beyond its limits
+    is kept; its card and the file UNVERIFIED.txt say so.
     """
     atomic.refuse(destination, overwrite)
     atomic.refuse_overlap(destination, source)
@@ -70,35 +75,21 @@ def convert(
     )
     licences = card.licences(source)
     notice = card.notice(licences)
-    comparison: Comparison | None = None
+    verification: Verification | None = None
 
     def finish(folder: Path) -> None:
-        nonlocal comparison
-        comparison = compare(source, folder) if verify else None
-        (folder / "README.md").write_text(card.render(facts, notice, comparison), encoding="utf-8")
+        nonlocal verification
+        if verify:
+            limits = storing_limits(facts.dtype, recipe)
+            verification = compare(source, folder, config, tokenizer, limits, oracle)
+            if verification.problem:
+                (folder / UNVERIFIED).write_text(f"{verification.problem}\n", encoding="utf-8")
+        (folder / "README.md").write_text(card.render(facts, notice, verification), encoding="utf-8")
 
-    # With --verify the result has a name that says it is not verified yet, and takes its own once it is.
-    written = destination.with_name(f"{destination.name}-unverified") if verify else destination
-    if verify:
-        atomic.refuse(written, overwrite=True)
     checkpoint.save(
-        written,
-        config,
-        weights,
-        tokenizer,
-        licences,
-        finish,
-        overwrite=overwrite or verify,
-        progress=progress,
+        destination, config, weights, tokenizer, licences, finish, overwrite=overwrite, progress=progress
     )
-    if comparison is not None and comparison.problem is not None:
-        raise CheckpointError(
-            f"{comparison.problem}; the result is kept as {written}: convert again with a wider --dtype "
-            "or more bits, or report it if fusing is what differs"
-        )
-    if verify:
-        atomic.take_place(written, destination)
-    return Converted(destination, layout, config, total, bits, remarks, notice, comparison)
+    return Converted(destination, layout, config, total, bits, remarks, notice, verification)
 
 
 def read(source: Path, tokenizer: Tokenizer) -> tuple[str, ModelConfig, FusedWeights]:

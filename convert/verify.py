@@ -1,32 +1,32 @@
-"""What a conversion changed, measured: fusing against the unfused source, then rounding against the fused
-result.
+"""`convert --verify`: the result against its source, in two steps, each with limits.
 
-Over three drawn patterns and the pictures that come with the package, each with several questions, and one
-question without a picture. Each side is computed in float32, one model in memory at a time.
+*Fusing*: the fused source against the unfused one, which `fuse.reference` runs from the raw tensors without
+any of the fusing code. *Storing*: the result as it was written, in its types and perhaps quantized, against
+the fused source. All are computed in float32 and one model is in memory at a time, so verifying takes memory
+for the whole model in float32. A source in our own form is fused already: only the second step applies.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from .. import checkpoint
-from ..config import is_canonical, read_json
+from ..config import ModelConfig, is_canonical, read_json
 from ..errors import CheckpointError
 from ..image import preprocess
-from ..models.fastvlm import FastVLM
-from ..prompt import Picture, Prompt, assemble, render
+from ..prompt import Picture, Prompt, Text, assemble, render
 from ..tokenizer import Tokenizer
-from .reference import Reference
-from .translate import Translated, from_source, read_source
+from .fuse import reference
+from .quantize import Recipe
+from .read.translate import read_source
 
+PHOTOS = Path(__file__).parent.parent / "assets" / "pictures"
 QUESTIONS = (
     "Describe the image.",
     "What is written here?",
@@ -34,174 +34,114 @@ QUESTIONS = (
     "Look at this: <image> What stands out?",
 )
 TEXT_ONLY = "What is the capital of France? Answer in one word."
-PICTURES = Path(__file__).parent.parent / "assets" / "pictures"  # as installed: fastvlm_mlx/convert
-_LAST = 32  # positions of each prompt
-_SIZE = 512  # pixels at most: enough to see a difference, and minutes cheaper on a CPU
-
-Arrays = Sequence[npt.NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The most that a row may differ."""
-
-    features: float
-    logits: float | None
-    kl: float
-    top1: float  # at least
-
-
-FUSING = Limits(features=1e-3, logits=1e-3, kl=1e-4, top1=0.99)
-ROUNDING = {  # by the narrowest numbers of the result
-    "float32": FUSING,
-    "float16": Limits(features=2e-2, logits=None, kl=1e-2, top1=0.95),
-    "bfloat16": Limits(features=2e-1, logits=None, kl=1e-1, top1=0.8),
-    "8 bit": Limits(features=2e-1, logits=None, kl=1e-1, top1=0.8),
-    "4 bit": Limits(features=1.0, logits=None, kl=2.0, top1=0.2),
+LAST = 32  # positions of a prompt whose logits are compared
+FUSING = "fusing against the unfused source"
+STORING = "quantization and dtype against the float result"
+ORACLE = "transformers against the fused source"
+Limits = Mapping[str, float]
+# Sums in another order differ by 1e-6 to 2e-5, a wrong fusing rule by 1e-3 and more.
+EXACT: Limits = {"features": 1e-4, "logits": 1e-4}
+ROUNDED: Mapping[str, Limits] = {
+    "float32": EXACT,
+    "float16": {"features": 0.02, "KL": 0.01},
+    "bfloat16": {"features": 0.2, "KL": 0.1},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Between two models' outputs over the same prompts."""
-
-    what: str
-    limits: Limits
-    features: float  # largest difference / largest value
-    logits: float
-    kl: float  # mean over positions, in nats
-    top1: float  # share of positions with the same most probable token
-    positions: int
-
-    @property
-    def exceeded(self) -> tuple[str, ...]:
-        limits = self.limits
-        rows = (
-            ("features", self.features, limits.features),
-            ("logits", self.logits, limits.logits),
-            ("KL divergence", self.kl, limits.kl),
-        )
-        found = [
-            f"{name} {value:.1e} (limit {most:.0e})"
-            for name, value, most in rows
-            if most and not value <= most
-        ]
-        if not self.top1 >= limits.top1:
-            found.append(f"same most probable token {self.top1:.1%} (at least {limits.top1:.0%})")
-        return tuple(found)
-
-    def cells(self) -> tuple[str, ...]:
-        top1 = f"{self.top1:.2%} of {self.positions}"
-        return (self.what, f"{self.features:.1e}", f"{self.logits:.1e}", f"{self.kl:.1e}", top1)
+# Several times what a trained model loses; `eval` says what the loss costs in answers.
+QUANTIZED: Mapping[int, Limits] = {8: {"features": 0.2, "KL": 0.1}, 4: {"features": 0.75, "KL": 0.5}}
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    differences: tuple[Difference, ...]
+    name: str
+    features: float  # largest difference over the largest value
+    logits: float  # the same
+    kl: float  # mean over positions, in nats
+    top1: float  # share of positions whose most probable token is the same
+    positions: int
+    limits: Limits
 
-    HEADS: ClassVar[tuple[str, ...]] = ("", "features", "logits", "KL, nats", "same most probable token")
+    def __str__(self) -> str:
+        return (
+            f"features {self.features:.1e}, logits {self.logits:.1e}, KL {self.kl:.1e} nats, the same first "
+            f"choice at {self.top1:.2%} of {self.positions} positions; limits: {_listed(self.limits)}"
+        )
+
+    def exceeded(self) -> Limits:
+        """The measures beyond their limits, with their values."""
+        found = {"features": self.features, "logits": self.logits, "KL": self.kl}
+        return {what: found[what] for what, limit in self.limits.items() if not found[what] <= limit}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    comparisons: tuple[Comparison, ...]
+
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        return tuple((found.name, str(found)) for found in self.comparisons)
 
     @property
     def problem(self) -> str | None:
-        """The first row beyond its limits, None if none is."""
-        for row in self.differences:
-            if row.exceeded:
-                return f"{row.what}: {', '.join(row.exceeded)}"
+        """One line that says which comparison is beyond its limits."""
+        for found in self.comparisons:
+            if exceeded := found.exceeded():
+                limits = _listed({what: found.limits[what] for what in exceeded})
+                return f"not verified: {found.name} gives {_listed(exceeded)}, beyond the limits ({limits})"
         return None
 
 
-def compare(source: Path, result: Path) -> Comparison:
-    """Where the source is in run form already, nothing was fused, and only rounding is compared."""
-    tokenizer = Tokenizer.load(source)
-    if is_canonical(read_json(source / checkpoint.CONFIG)):
-        fused, rows = _loaded(source, tokenizer), []
-    else:
-        stored = read_source(source, tokenizer)
-        size = stored.config.image.size
-        apart = Reference(stored.raw, stored.config, stored.packed)
-        before = _outputs(apart.features, lambda prompt: apart.logits(prompt, _LAST), size, tokenizer)
-        del apart
-        _require_finite(before, f"{source}", f"the weights are damaged, run `fastvlm-mlx doctor {source}`")
-        fused = _outputs_of(_model(from_source(stored)), size, tokenizer)
-        del stored
-        rows = [_difference("fusing, against the unfused source", FUSING, before, fused)]
-    _require_finite(fused, f"{source}", f"the weights are damaged, run `fastvlm-mlx doctor {source}`")
-    after = _loaded(result, tokenizer)
-    _require_finite(after, "the result", "its dtype is too narrow for these weights, try --dtype bfloat16")
-    kind = _narrowest(result)
-    rows.append(_difference(f"{kind}, against the fused result", ROUNDING[kind], fused, after))
-    return Comparison(tuple(rows))
-
-
-def _narrowest(result: Path) -> str:
-    loaded = read_json(result / checkpoint.CONFIG)
-    bits = [how["bits"] for how in loaded["quantization"].values()]
-    if bits:
-        return f"{min(bits)} bit"
-    dtype = checkpoint.stored_dtype(checkpoint.lazy_weights(result))
-    return next(name for name, known in checkpoint.DTYPES.items() if known == dtype)
+@dataclass(frozen=True)
+class Outputs:
+    features: Sequence[np.ndarray]
+    logits: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    features: Arrays
-    logits: Arrays
+class Cases:
+    """Pictures and prompts about them, the same for every model that is compared."""
+
+    pictures: Sequence[Picture]
+    prompts: Sequence[Prompt]
+    vocabulary: int
 
 
-def _loaded(directory: Path, tokenizer: Tokenizer) -> _Outputs:
-    loaded = checkpoint.load(directory, mx.float32)
-    return _outputs_of(loaded.model, loaded.config.image.size, tokenizer)
+Oracle = Callable[[Path, Cases], Outputs]  # another program's, for the source
 
 
-def _model(translated: Translated) -> FastVLM:
-    config, weights = checkpoint.dequantized(translated.config, translated.weights)
-    model = FastVLM(config)
-    model.load_weights(list(checkpoint.cast(weights, mx.float32).items()))
-    for array in checkpoint.parameters(model).values():
-        mx.eval(array)
-    return model
-
-
-def _outputs_of(model: FastVLM, size: int, tokenizer: Tokenizer) -> _Outputs:
-    def logits(prompt: Prompt) -> mx.array:
-        hidden = model.language(model.embed(prompt), model.language.new_caches())[0]
-        return model.language.logits(hidden[-_LAST:])
-
-    return _outputs(model.vision, logits, size, tokenizer)
-
-
-def _outputs(
-    features: Callable[[mx.array], mx.array],
-    logits: Callable[[Prompt], mx.array],
-    size: int,
+def verify(
+    source: Path,
+    result: Path,
+    config: ModelConfig,
     tokenizer: Tokenizer,
-) -> _Outputs:
-    pictures = [mx.array(picture[None]) for picture in _pictures(min(size, _SIZE))]
-    asked = [
-        assemble(render(QUESTIONS[(number + more) % len(QUESTIONS)], 1), [Picture(picture)], tokenizer.encode)
-        for number, picture in enumerate(pictures)
-        for more in (0, 1)
-    ]
-    asked.append(assemble(render(TEXT_ONLY, 0), [], tokenizer.encode))
-    found = _Outputs(
-        [np.array(features(picture)) for picture in pictures],
-        [np.array(logits(prompt)[:, : tokenizer.size]) for prompt in asked],
-    )
-    gc.collect()
-    mx.clear_cache()
-    return found
+    limits: Limits,
+    oracle: Oracle | None = None,
+) -> Verification:
+    """`config` is the result's; `limits` are those of storing it. With an oracle, a third comparison."""
+    cases = _cases(config, tokenizer)
+    fused = _fused_outputs(source, cases)
+    _refuse_broken(fused, f"{source}", f"the weights are damaged, run `fastvlm-mlx doctor {source}`")
+    comparisons = []
+    if oracle:
+        comparisons.append(_compare(ORACLE, oracle(source, cases), fused, EXACT))
+    if not is_canonical(read_json(source / checkpoint.CONFIG)):
+        comparisons.append(_compare(FUSING, _unfused_outputs(source, tokenizer, cases), fused, EXACT))
+    stored = _fused_outputs(result, cases)
+    _refuse_broken(stored, "the result", "its dtype is too narrow for these weights, try --dtype bfloat16")
+    return Verification((*comparisons, _compare(STORING, fused, stored, limits)))
 
 
-def _pictures(size: int) -> list[npt.NDArray[np.float32]]:
-    """Smooth colors, a checkerboard and noise, then the package's pictures."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    smooth = np.stack([x, y, 1 - x * y], axis=-1)
-    board = np.repeat((((x * 8).astype(int) + (y * 8).astype(int)) % 2)[..., None], 3, -1).astype(np.float32)
-    noise = np.random.default_rng(0).random((size, size, 3), dtype=np.float32)
-    return [smooth, board, noise, *(preprocess(path, size) for path in sorted(PICTURES.glob("*.png")))]
+def storing_limits(dtype: str, recipe: Recipe | None) -> Limits:
+    """What rounding to a type, and quantization by a recipe, may change."""
+    limits = dict(ROUNDED[dtype])
+    if recipe:
+        quantized = QUANTIZED[min(bits for _, bits in recipe.rows if bits)]
+        limits["KL"] = quantized["KL"]
+        limits.pop("logits", None)
+        if recipe.bits("vision."):
+            limits["features"] = quantized["features"]
+    return limits
 
 
-def _difference(what: str, limits: Limits, before: _Outputs, after: _Outputs) -> Difference:
+def _compare(name: str, before: Outputs, after: Outputs, limits: Limits) -> Comparison:
     gap = peak = kl = agree = 0.0
     count = 0
     for a, b in zip(before.logits, after.logits, strict=True):
@@ -210,18 +150,88 @@ def _difference(what: str, limits: Limits, before: _Outputs, after: _Outputs) ->
         kl += float((np.exp(p) * (p - q)).sum())
         agree += float((a.argmax(-1) == b.argmax(-1)).sum())
         count += len(a)
-    pairs = zip(before.features, after.features, strict=True)
-    features = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
-    return Difference(what, limits, features, gap / peak, kl / count, agree / count, count)
+    features = max(
+        float(np.abs(a - b).max() / np.abs(a).max())
+        for a, b in zip(before.features, after.features, strict=True)
+    )
+    return Comparison(name, features, gap / peak, kl / count, agree / count, count, limits)
 
 
-def _require_finite(outputs: _Outputs, whose: str, repair: str) -> None:
+def _fused_outputs(directory: Path, cases: Cases) -> Outputs:
+    model = checkpoint.load(directory, mx.float32).model
+    features = {picture: model.vision(picture.pixels) for picture in cases.pictures}
+    rows = {picture: model.projector(found.flatten(1, 2))[0] for picture, found in features.items()}
+    logits = []
+    for prompt in cases.prompts:
+        hidden = model.language(model.embed(prompt, rows), model.language.new_caches())[0]
+        logits.append(np.array(model.language.logits(hidden[-LAST:])[:, : cases.vocabulary]))
+    outputs = Outputs([np.array(found) for found in features.values()], logits)
+    del model, features, rows
+    _free()
+    return outputs
+
+
+def _unfused_outputs(directory: Path, tokenizer: Tokenizer, cases: Cases) -> Outputs:
+    source = read_source(directory, tokenizer)
+    config, raw = source.config, reference.dense(source.raw, source.packed)
+    del source  # its tensors are freed as those in float32 are made
+    features = {picture: reference.features_of(raw, config, picture.pixels) for picture in cases.pictures}
+    rows = {picture: reference.projected(raw, found)[0] for picture, found in features.items()}
+    logits = []
+    for prompt in cases.prompts:
+        parts = [
+            raw["language.embedding.weight"][mx.array(part.ids)] if isinstance(part, Text) else rows[part]
+            for part in prompt
+        ]
+        hidden = reference.hidden(raw, config.text, mx.concatenate(parts))
+        found = reference.logits(raw, config.text, hidden[-LAST:])
+        logits.append(np.array(found[:, : cases.vocabulary]))
+    outputs = Outputs([np.array(found) for found in features.values()], logits)
+    del raw, features, rows
+    _free()
+    return outputs
+
+
+def _free() -> None:
+    gc.collect()
+    mx.clear_cache()
+
+
+def _refuse_broken(outputs: Outputs, whose: str, repair: str) -> None:
     for name, arrays in (("features", outputs.features), ("logits", outputs.logits)):
         if not all(bool(np.isfinite(array).all()) for array in arrays):
             raise CheckpointError(f"{whose}: {name} are not finite (NaN or infinite); {repair}")
 
 
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _cases(config: ModelConfig, tokenizer: Tokenizer) -> Cases:
+    """Every question about every real picture, one about every pattern, and one without a picture."""
+    size = min(config.image.size, 512)  # enough to see a difference, and minutes cheaper on a CPU
+    photos = [_picture(preprocess(path, size)) for path in sorted(PHOTOS.glob("*.png"))]
+    patterns = [_picture(pattern) for pattern in _patterns(size)]
+    asked = [(question, [picture]) for picture in photos for question in QUESTIONS]
+    asked += [(QUESTIONS[0], [pattern]) for pattern in patterns]
+    asked.append((TEXT_ONLY, []))
+    prompts = [assemble(render(text, len(shown)), shown, tokenizer.encode) for text, shown in asked]
+    return Cases([*photos, *patterns], prompts, tokenizer.size)
+
+
+def _picture(pixels: np.ndarray) -> Picture:
+    return Picture(mx.array(pixels)[None])
+
+
+def _patterns(size: int) -> list[np.ndarray]:
+    """Smooth colors, a checkerboard and noise: fixed, and unlike each other."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    smooth = np.stack([x, y, 1 - x * y], axis=-1)
+    board = np.repeat((((x * 8).astype(int) + (y * 8).astype(int)) % 2)[..., None], 3, -1).astype(np.float32)
+    noise = np.random.default_rng(0).random((size, size, 3), dtype=np.float32)
+    return [smooth, board, noise]
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    exact: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return exact
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _listed(values: Limits) -> str:
+    return ", ".join(f"{what} {value:.1e}" for what, value in values.items())

@@ -117,15 +117,6 @@ def refuse_overlap(destination: Path, source: Path) -> None:
         )
 
 
-def take_place(folder: Path, destination: Path) -> None:
-    """Give a complete directory its name, replacing what has it."""
-    parent = destination.absolute().parent
-    hidden = parent / f".{destination.name}.{os.getpid()}{_PARTIAL}"
-    folder.rename(hidden)
-    _swap_in(hidden, destination)
-    _sync(parent)
-
-
 def _swap_in(hidden: Path, destination: Path) -> None:
     if not os.path.lexists(destination):
         hidden.rename(destination)

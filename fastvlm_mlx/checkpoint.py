@@ -103,7 +103,7 @@ def read(directory: Path) -> tuple[str, ModelConfig, FusedWeights, Tokenizer | N
         config, weights = from_json(raw, directory / CONFIG), FusedWeights(lazy_weights(directory))
         check(config, weights, directory)
         return "fastvlm-mlx", config, weights, None
-    from .convert.translate import translate
+    from .convert.read.translate import translate
 
     tokenizer = Tokenizer.load(directory)
     translated = translate(directory, tokenizer)

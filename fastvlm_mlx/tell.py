@@ -100,8 +100,8 @@ def report(done: Converted) -> None:
     )
     for remark in done.remarks:
         say(f"note: {remark}")
-    if done.comparison:
-        for cells in (done.comparison.HEADS, *(row.cells() for row in done.comparison.differences)):
-            say(f"  {cells[0]:<36}{cells[1]:>9}{cells[2]:>9}{cells[3]:>10}  {cells[4]}")
+    if done.verification:
+        for what, value in done.verification.rows():
+            say(f"  {what:<48}  {value}")
     if done.licence:
         say(done.licence)

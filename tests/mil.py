@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fastvlm_mlx.convert import coreml
+from fastvlm_mlx.convert.export import coreml_program
 
 Array = np.ndarray[Any, Any]
 Inputs = dict[str, Any]
-TOOLS = coreml.require()
+TOOLS = coreml_program.require()
 
 
 def read(path: Path) -> tuple[Any, Any]:

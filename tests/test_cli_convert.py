@@ -11,6 +11,8 @@ from checkpoints import LAYOUT_OF, golden
 from command import MODEL, Run, content
 from pictures import TALL, WIDE
 
+from fastvlm_mlx.convert.verify import FUSING, STORING
+
 
 def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
@@ -100,18 +102,19 @@ def test_folders_on_the_way_are_made(run: Run, tmp_path: Path) -> None:
     assert (out / "config.json").exists()
 
 
-@pytest.mark.parametrize("options", [(), ("-q",)], ids=["plain", "-q"])
+@pytest.mark.parametrize("options", [(), ("--q-bits", 8)], ids=["plain", "8 bits"])
 def test_verify_prints_its_table_and_puts_it_on_the_card(
     run: Run, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     out = tmp_path / "out"
     done = run("convert", golden("apple-train"), "-o", out, "--verify", *options)
     assert (done.code, done.out) == (0, "")
-    rows = re.findall(r"^  (\S.*against.*?)  +(\S+) +(\S+) +(\S+)  (\S.*)$", done.err, re.MULTILINE)
-    assert [row[0].split(",")[0] for row in rows] == ["fusing", "4 bit" if options else "float32"]
+    rows = dict(re.findall(r"^  (\S.*?)  +(\S.*)$", done.err, re.MULTILINE))
+    assert list(rows) == [FUSING, STORING]
+    assert all("KL" in value and "limits" in value for value in rows.values())
     card = (out / "README.md").read_text(encoding="utf-8")
-    for row in rows:
-        assert f"| {' | '.join(row)} |" in card
+    for what, value in rows.items():
+        assert f"| {what} | {value} |" in card
 
 
 def test_the_licence_travels_with_a_notice(run: Run, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from command import Run
 
 import fastvlm_mlx
 from fastvlm_mlx import cli, hub, lora
-from fastvlm_mlx.convert import export_swift
+from fastvlm_mlx.convert.export import swift
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -112,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(shapes / "shapes.png", there / name)
     for name in ("my-training-run", "mine", "tuned"):
         shutil.copytree(golden("apple-train"), there / name)
-    export_swift.export(golden("apple-fused"), there / "downloaded")
+    swift.export(golden("apple-fused"), there / "downloaded")
     row = json.dumps({"question": "Which bar is tallest?", "answer": "H", "image": "chart.png"}) + "\n"
     for data, beside in (("textvqa/val.jsonl", "textvqa"), ("docvqa.jsonl", "scans")):
         shutil.copytree(shapes, there / beside)

@@ -14,7 +14,7 @@ from checkpoints import LAYOUT_OF, PACKINGS, VARIANTS, build, golden, stored
 
 import fastvlm_mlx
 from fastvlm_mlx import VLM, Picture, Prompt, Text, checkpoint, kernels
-from fastvlm_mlx.convert.translate import translate
+from fastvlm_mlx.convert.read.translate import translate
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.kernels import activation
 from fastvlm_mlx.kernels.candidates import Candidate, Problem, able, device

@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 
 from fastvlm_mlx import VLM, Text, hub, load
 from fastvlm_mlx.config import TextConfig
-from fastvlm_mlx.convert.export_swift import export
+from fastvlm_mlx.convert.export.swift import export
 from fastvlm_mlx.models.qwen2 import Qwen2
 
 ErrorOf = Callable[[Any, Any], float]

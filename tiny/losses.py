@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from fastvlm_mlx.config import ModelConfig
-from fastvlm_mlx.convert import reference
+from fastvlm_mlx.convert.fuse import reference
 from fastvlm_mlx.models.fastvlm import FastVLM
 from fastvlm_mlx.train import form
 from fastvlm_mlx.train.batches import Batch

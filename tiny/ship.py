@@ -21,7 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastvlm_mlx import checkpoint
-from fastvlm_mlx.convert import export_swift, layouts, quantize, reference
+from fastvlm_mlx.convert import quantize
+from fastvlm_mlx.convert.export.swift import export as export_swift
+from fastvlm_mlx.convert.fuse import reference
+from fastvlm_mlx.convert.read import tensor_names
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
@@ -65,7 +68,7 @@ class Branches(nn.Module):
 
     def __init__(self, folder: Path, vlm: VLM):
         super().__init__()
-        self._raw = layouts.rename(layouts.APPLE_LLAVA, checkpoint.lazy_weights(folder), folder)
+        self._raw = tensor_names.rename(tensor_names.APPLE_LLAVA, checkpoint.lazy_weights(folder), folder)
         self._config = vlm.config
 
     def __call__(self, pixels: mx.array) -> mx.array:
@@ -118,7 +121,7 @@ def forms(run: Path, work: Path) -> Iterator[tuple[str, Callable[[], VLM]]]:
 
     def exported() -> VLM:
         convert(trained, half, group_size=GROUP, dtype=mx.float16, overwrite=True)
-        export_swift.export(half, swift, overwrite=True)
+        export_swift(half, swift, overwrite=True)
         return load(swift)
 
     yield SWIFT, exported

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import ModelConfig, Quantization
-from ..convert import swift_memory
-from ..convert.swift_memory import ALIVE, DEVICES, POSITIONS, SHARE
+from ..convert.export.check import device_memory
+from ..convert.export.check.device_memory import ALIVE, DEVICES, POSITIONS, SHARE
 from . import cost
 from .chips import CHIPS, Work, least_s
 from .machine import Machine
@@ -145,7 +145,7 @@ def on_devices() -> list[OnDevice]:
     for name, config in VARIANTS.items():
         for weights, packed in _PACKED.items():
             held = cost.held(config, _PHONE_SIZE, 0, 2, packed)
-            need = swift_memory.need(held.tower + held.language, config.vision, config.text, _PHONE_SIZE)
+            need = device_memory.need(held.tower + held.language, config.vision, config.text, _PHONE_SIZE)
             rows.append(OnDevice(name, weights, need.bytes, need.verdicts))
     return rows
 

@@ -35,7 +35,7 @@ class Peer:
 def require(name: str, packages: Sequence[str], install: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"--against {name}: {package} is not installed; run {install}")
+            raise ConfigError(f"{name}: {package} is not installed; run {install}")
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from ..checkpoint import Loaded, lazy_weights
 from ..config import ModelConfig, read_json
-from ..convert.export_swift import export
+from ..convert.export.swift import export
 from ..errors import ConfigError
 from ..models.fastvlm import FastVLM
 from ..vlm import VLM

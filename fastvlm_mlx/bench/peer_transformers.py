@@ -13,13 +13,15 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from PIL import Image
 
-from .. import progress
+from .. import checkpoint, progress
 from ..checkpoint import CONFIG, write_shards
 from ..config import ModelConfig
-from ..convert.exporting import source_of
-from ..convert.layouts import HF_TIMM
+from ..convert.export.steps import source_of
+from ..convert.read.tensor_names import HF_TIMM
+from ..convert.verify import LAST, Cases, Outputs
 from ..errors import CheckpointError, ConfigError
 from ..prompt import Picture, Prompt, Text
 from ..tokenizer import Tokenizer
@@ -35,24 +37,9 @@ _COUNTER = "num_batches_tracked"  # of training; not among the weights
 
 def load(directory: Path, ours: VLM) -> Peer:
     """The same weights, written as transformers reads them and read by it."""
-    torch, quiet = _module("torch"), _module("transformers.utils.logging")
-    quiet.set_verbosity_error()
-    quiet.disable_progress_bar()
-    reader, mark = _of_transformers("FastVlmForConditionalGeneration"), _mark(ours)
-    with tempfile.TemporaryDirectory() as folder:
-        write(directory, Path(folder), ours.config, mark, ours.dtype)
-        model, told = reader.from_pretrained(
-            folder,
-            dtype=getattr(torch, str(ours.dtype).rpartition(".")[2]),
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    lost = [name for name in told["missing_keys"] if not name.endswith(_COUNTER)]
-    if wrong := sorted([*lost, *told["unexpected_keys"], *map(str, told["mismatched_keys"])]):
-        raise CheckpointError(
-            f"{NAME} reads {len(wrong)} tensor(s) of the model otherwise, {wrong[0]!r} the first; "
-            f"compare another model, or run {INSTALL} -U"
-        )
+    mark = _mark(ours.config, ours.tokenizer)
+    model = _read(directory, ours.config, mark, ours.dtype)
+    torch = _module("torch")
     on_mac = mx.default_device() == mx.Device(mx.gpu) and torch.backends.mps.is_available()
     device = "mps" if on_mac else "cpu"
     threads = "" if on_mac else f", threads: {torch.get_num_threads()}"
@@ -67,7 +54,57 @@ def load(directory: Path, ours: VLM) -> Peer:
     )
 
 
+def outputs(directory: Path, cases: Cases) -> Outputs:
+    """What `convert --verify-against transformers` compares, in float32 on the CPU."""
+    torch = _module("torch")
+    _, config, _, _ = checkpoint.read(directory)
+    mark = _mark(config, Tokenizer.load(directory))
+    model = _read(directory, config, mark, mx.float32).eval()
+    seen: dict[Picture, np.ndarray] = {}
+    logits = []
+    with torch.inference_mode():
+        pixels = {
+            picture: torch.from_numpy(np.array(picture.pixels.transpose(0, 3, 1, 2)))
+            for picture in cases.pictures
+        }
+        for picture, shown in pixels.items():
+            features = model.model.vision_tower(shown).last_hidden_state  # (1, C, h, w)
+            seen[picture] = features.permute(0, 2, 3, 1).numpy()
+        for prompt in cases.prompts:
+            ids = torch.tensor([_marked(prompt, mark)])
+            shown = [pixels[part] for part in prompt if isinstance(part, Picture)]
+            found = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=torch.cat(shown) if shown else None,
+            )
+            logits.append(found.logits[0, -LAST:, : cases.vocabulary].numpy())
+    return Outputs([*seen.values()], logits)
+
+
 # --- the same weights ---
+
+
+def _read(directory: Path, config: ModelConfig, mark: int, dtype: mx.Dtype) -> Any:
+    torch, quiet = _module("torch"), _module("transformers.utils.logging")
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    reader = _of_transformers("FastVlmForConditionalGeneration")
+    with tempfile.TemporaryDirectory() as folder:
+        write(directory, Path(folder), config, mark, dtype)
+        model, told = reader.from_pretrained(
+            folder,
+            dtype=getattr(torch, str(dtype).rpartition(".")[2]),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    lost = [name for name in told["missing_keys"] if not name.endswith(_COUNTER)]
+    if wrong := sorted([*lost, *told["unexpected_keys"], *map(str, told["mismatched_keys"])]):
+        raise CheckpointError(
+            f"{NAME} reads {len(wrong)} tensor(s) of the model otherwise, {wrong[0]!r} the first; "
+            f"compare another model, or run {INSTALL} -U"
+        )
+    return model
 
 
 def write(directory: Path, folder: Path, config: ModelConfig, mark: int, dtype: mx.Dtype) -> None:
@@ -76,8 +113,7 @@ def write(directory: Path, folder: Path, config: ModelConfig, mark: int, dtype: 
         found = source_of(directory, Tokenizer.load(directory), NAME).released
         if found.packed:
             raise ConfigError(
-                f"--against {NAME} computes in floats, and {directory} is quantized; give the model "
-                "it was made from"
+                f"{NAME} computes in floats, and {directory} is quantized; give the model it was made from"
             )
         stored = {
             HF_TIMM.stored_name(name): _channels_first(name, array).astype(dtype)
@@ -131,16 +167,23 @@ def _config(config: ModelConfig, mark: int) -> dict[str, Any]:
     }
 
 
-def _mark(ours: VLM) -> int:
+def _mark(config: ModelConfig, tokenizer: Tokenizer) -> int:
     """The id that it replaces by a picture's row: a row of the embedding that no text has."""
-    mark = ours.tokenizer.id_of("<image>")
-    mark = ours.tokenizer.size if mark is None else mark
-    if mark >= ours.config.text.vocab_size:
+    mark = tokenizer.id_of("<image>")
+    mark = tokenizer.size if mark is None else mark
+    if mark >= config.text.vocab_size:
         raise ConfigError(
-            f"--against {NAME}: it marks pictures by a token of the vocabulary, and all "
-            f"{ours.config.text.vocab_size} of this model's are taken; compare another model"
+            f"{NAME} marks pictures by a token of the vocabulary, and all "
+            f"{config.text.vocab_size} of this model's are taken; compare another model"
         )
     return mark
+
+
+def _marked(prompt: Prompt, mark: int) -> list[int]:
+    ids: list[int] = []
+    for part in prompt:
+        ids += part.ids if isinstance(part, Text) else [mark] * part.positions
+    return ids
 
 
 # --- its own loop ---
@@ -206,10 +249,7 @@ class PyTorch:
         return made.to(self._device, self._model.dtype)
 
     def _ids(self, prompt: Prompt) -> Any:
-        ids: list[int] = []
-        for part in prompt:
-            ids += part.ids if isinstance(part, Text) else [self._mark] * part.positions
-        return self._torch.tensor([ids], device=self._device)
+        return self._torch.tensor([_marked(prompt, self._mark)], device=self._device)
 
     def _generate(self, ids: Any, pixels: Any, tokens: int, **options: Any) -> _Said:
         said = _Said()
@@ -269,4 +309,4 @@ def _of_transformers(name: str) -> Any:
 
 
 def _unusable(name: str, error: BaseException) -> ConfigError:
-    return ConfigError(f"--against {NAME}: {name} cannot be imported ({error}); run {INSTALL} -U")
+    return ConfigError(f"{NAME}: {name} cannot be imported ({error}); run {INSTALL} -U")

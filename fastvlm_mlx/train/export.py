@@ -12,8 +12,8 @@ import mlx.core as mx
 from ..atomic import new_directory
 from ..checkpoint import CONFIG
 from ..config import ModelConfig
-from ..convert import llava
-from ..convert.layouts import APPLE_LLAVA
+from ..convert.export import llava_config
+from ..convert.read.tensor_names import APPLE_LLAVA
 from . import form
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -26,7 +26,7 @@ def write(params: Mapping[str, mx.array], config: ModelConfig, tokenizer: Path, 
         array = params[name]
         turned = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
         stored[APPLE_LLAVA.stored_name(name)] = mx.contiguous(turned)
-    body = llava.config(config, config.eos_token_ids[-1])
+    body = llava_config.config(config, config.eos_token_ids[-1])
     with new_directory(out, overwrite=True) as folder:
         (folder / CONFIG).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         for name in _TOKENIZER_FILES:

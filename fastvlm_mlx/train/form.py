@@ -2,8 +2,8 @@
 
 There is one tower to read, the run form. While BatchNorm uses stored statistics, the training form is the
 run form with weights computed from the branches, so `fuse` is part of the graph and gradients flow through
-it: what is trained is what will run. Statistics of a batch need every branch apart: `convert.reference`
-runs them so and records what it sees.
+it: what is trained is what will run. Statistics of a batch need every branch apart: that is
+`convert.fuse.reference`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mlx.utils import tree_unflatten
 
 from ..checkpoint import parameters
 from ..config import ModelConfig
-from ..convert.fuse import fuse
-from ..convert.layouts import RawWeights
-from ..convert.rawform import Shapes, raw_form
+from ..convert.fuse.fuse import fuse
+from ..convert.read.tensor_names import RawWeights
+from ..convert.read.tensor_shapes import Shapes, raw_form
 from ..models.fastvlm import FastVLM
 
 _BRANCHED = re.compile(r"\.(stem\.\w+|downsample\.\w+|mixer|position|expand\.depthwise)$")

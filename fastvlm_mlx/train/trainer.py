@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from ..convert.reference import STATISTICS
+from ..convert.fuse.reference import STATISTICS
 from ..errors import ConfigError
 from .batches import Batch, Share
 from .recipe import Plan, Stage

@@ -166,7 +166,7 @@ def against_peer(asked: Asked, module: ModuleType, files: Files) -> None:
     from .. import hub
     from ..bench import peer
 
-    peer.require(module.NAME, module.PACKAGES, module.INSTALL)
+    peer.require(f"--against {module.NAME}", module.PACKAGES, module.INSTALL)
     if asked.model is None:
         raise ConfigError(f"--against {module.NAME} compares answers of stored weights; give --model")
     vlm, load_s, sizes = _model(asked, paper=False)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import tell
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .options import DryRun, HubPrivate, Revision, UploadRepo
 
 if TYPE_CHECKING:
     from ..convert.quantize import Recipe
+    from ..convert.verify import Oracle
 
 
 def convert(
@@ -42,9 +43,16 @@ def convert(
         bool,
         typer.Option(
             "--verify",
-            help="Compare with the source (both in float32, in turn); the table goes to the model card.",
+            help="Compare with the unfused source and exit with 1 beyond the limits. Takes memory for the "
+            "model in float32.",
         ),
     ] = False,
+    verify_against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="transformers", help="Compare with this program as well, if installed; implies --verify."
+        ),
+    ] = None,
     revision: Revision = None,
     upload_repo: UploadRepo = None,
     hub_private: HubPrivate = False,
@@ -68,10 +76,12 @@ def convert(
         raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     chosen = _recipe(quantize, q_bits, recipe, quantize_vision)
     Quantization(4, q_group_size)  # says what is wrong with it
+    oracle = _oracle(verify_against)
     hub.check_upload(upload_repo, private=hub_private, dry=dry_run)
 
     from .. import progress
     from ..atomic import refuse
+    from ..convert.run import UNVERIFIED
     from ..convert.run import convert as run
 
     refuse(output, overwrite)
@@ -83,12 +93,26 @@ def convert(
             group_size=q_group_size,
             dtype=DTYPES[dtype] if dtype else None,
             overwrite=overwrite,
-            verify=verify,
+            verify=verify or oracle is not None,
+            oracle=oracle,
             progress=advance,
         )
     tell.report(done)
+    if done.verification and (problem := done.verification.problem):
+        raise CheckpointError(f"{output}: {problem}; the result is kept, and marked by {UNVERIFIED}")
     if upload_repo:
         tell.upload(output, upload_repo, private=hub_private, dry=dry_run)
+
+
+def _oracle(name: str | None) -> Oracle | None:
+    if name is None:
+        return None
+    if name != "transformers":
+        raise ConfigError(f"--verify-against {name!r} is not known; choose transformers")
+    from ..bench import peer, peer_transformers
+
+    peer.require(f"--verify-against {name}", peer_transformers.PACKAGES, peer_transformers.INSTALL)
+    return peer_transformers.outputs
 
 
 def _recipe(quantize: bool, bits: int | None, name: str | None, pictures: bool) -> Recipe | None:

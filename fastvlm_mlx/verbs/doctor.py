@@ -28,7 +28,7 @@ def doctor(
       fastvlm-mlx doctor --quick --json ./downloaded
     """
     from .. import progress
-    from ..convert.doctor import examine
+    from ..convert.doctor.checks import examine
 
     with progress.bar("reading weights") as advance:
         report = examine(path, read_weights=not quick, progress=advance)
@@ -38,7 +38,7 @@ def doctor(
         body = dataclasses.asdict(report) | {"healthy": report.healthy}
         tell.print_line(json.dumps(body, ensure_ascii=False, default=str))
     else:
-        from ..convert.report import print_report
+        from ..convert.doctor.report import print_report
 
         print_report(report)
     raise typer.Exit(0 if report.healthy else 1)

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from .options import DryRun, HubPrivate, Revision, UploadRepo
 
 if TYPE_CHECKING:
-    from ..convert.exporting import Exported
+    from ..convert.export.steps import Exported
 
 READERS = {
     "swift": "mlx-swift-lm and mlx-vlm",
@@ -111,8 +111,8 @@ def export(
         raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     hub.check_upload(upload_repo, private=hub_private, dry=dry_run)
     refuse(output, overwrite)
-    from ..convert.export_coreml import Options
-    from ..convert.export_coreml import export as export_coreml
+    from ..convert.export.coreml import Options
+    from ..convert.export.coreml import export as export_coreml
 
     options = Options(image_size, precision or "float16", weights, projector)
     steps = "steps" if target == "coreml" else "bytes"
@@ -122,18 +122,18 @@ def export(
         if target == "coreml":
             done = export_coreml(source, output, options, overwrite=overwrite, progress=advance)
         elif target == "apple-app":
-            from ..convert.export_apple import export as export_apple
+            from ..convert.export.apple_app import export as export_apple
 
             done = export_apple(
                 source, output, options, bits=bits, dtype=DTYPES[dtype], overwrite=overwrite, progress=advance
             )
         else:
-            from ..convert.export_swift import export as export_swift
+            from ..convert.export.swift import export as export_swift
 
             done = export_swift(
                 source, output, bits=bits, dtype=DTYPES[dtype], overwrite=overwrite, progress=advance
             )
-    from ..convert.report import print_report
+    from ..convert.doctor.report import print_report
 
     print_report(done.report)
     tell.say(f"{done.destination}: {done.bytes / 1e6:,.1f} MB for {READERS[target]}")
@@ -144,8 +144,8 @@ def export(
 
 
 def _check(directory: Path) -> None:
-    from ..convert.export_check import check
-    from ..convert.report import print_report
+    from ..convert.doctor.report import print_report
+    from ..convert.export.check.entry import check
 
     report = check(directory)
     print_report(report)

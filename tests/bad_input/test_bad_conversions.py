@@ -65,6 +65,9 @@ CONVERSIONS = {
     "unknown dtype": Case(converting("--dtype", "int8"), "dtype 'int8'", "choose one of float16"),
     "twice quantized": Case(twice_quantized, "quantized already", "start from the original"),
     "NaN under --verify": Case(nan_weights, "damaged.*not finite", DOCTOR),
+    "an unknown program to verify against": Case(
+        converting("--verify-against", "torch"), "--verify-against 'torch'", "choose transformers"
+    ),
     "a source without weights": Case(damaged_source, "damaged", "download it again"),
     "no such source": Case(
         lambda at: ["convert", at / "no" / "where", "-o", at / "out"], "no/where", "check the spelling"

@@ -17,8 +17,8 @@ from fastvlm_mlx.bench.machine import Machine, this_machine
 from fastvlm_mlx.bench.measure import Case
 from fastvlm_mlx.bench.measure import Run as Measured
 from fastvlm_mlx.bench.variants import VARIANTS
-from fastvlm_mlx.convert import swift_memory
-from fastvlm_mlx.convert.inspection import Seen
+from fastvlm_mlx.convert.doctor.inspect import Seen
+from fastvlm_mlx.convert.export.check import device_memory
 from fastvlm_mlx.tensorfile import TensorInfo
 
 M1_MAX = CHIPS["Apple M1 Max"]
@@ -109,7 +109,7 @@ def test_a_telephone_needs_what_the_check_of_an_export_says(name: str, tmp_path:
     kept = {key: shape for key, shape in tensors.items() if not (config.text.tied and "lm_head" in key)}
     stored = {key: TensorInfo(mx.float16, tuple(shape)) for key, shape in kept.items()}
     seen = Seen(tmp_path, stored=stored, vision=config.vision, text=config.text, size=1024)
-    told = swift_memory.facts(seen)
+    told = device_memory.facts(seen)
     [row] = [row for row in limits.on_devices() if (row.variant, row.weights) == (name, "float16")]
     said = float(told["memory"].split()[1])
     assert row.bytes / 1e9 == pytest.approx(said, abs=0.011)  # the check counts the unused head, and rounds

@@ -35,7 +35,9 @@ SOURCES = ("apple-fused", "apple-train", "hf-timm-unfused", "mlx-vlm-f32", "tied
 
 def written(source: Path, folder: Path) -> Path:
     ours = fastvlm_mlx.load(source, "float32")
-    peer_transformers.write(source, folder, ours.config, peer_transformers._mark(ours), mx.float32)
+    peer_transformers.write(
+        source, folder, ours.config, peer_transformers._mark(ours.config, ours.tokenizer), mx.float32
+    )
     return folder
 
 
@@ -148,7 +150,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def standing_in(ours: fastvlm_mlx.VLM, says: list[int]) -> tuple[Model, Peer]:
     model = Model(says)
-    theirs = peer_transformers.PyTorch(ours, model, "cpu", peer_transformers._mark(ours))
+    theirs = peer_transformers.PyTorch(
+        ours, model, "cpu", peer_transformers._mark(ours.config, ours.tokenizer)
+    )
     return model, Peer("transformers", "on the cpu", theirs, theirs.answer, {}, image_mode="crop")
 
 
@@ -276,3 +280,15 @@ def test_the_real_one_is_timed_in_turn_with_ours(run: Run, tmp_path: Path) -> No
     assert set(body["peer"]["versions"]) == {"torch", "transformers", "timm"}
     assert "PyTorch on the" in body["peer"]["how"]
     assert all(row["theirs_s"] > 0 for row in body["against"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("name", ["apple-train", "hf-timm-unfused"])
+def test_a_conversion_is_verified_against_the_real_one(
+    name: str, run: Run, directory_of: DirectoryOf, tmp_path: Path
+) -> None:
+    done = run("convert", directory_of(name), "-o", tmp_path / "out", "--verify-against", "transformers")
+    assert done.code == 0, done.err
+    assert "transformers against the fused source" in done.err

@@ -13,9 +13,10 @@ import speck
 
 import fastvlm_mlx
 from fastvlm_mlx.config import ImageConfig, ModelConfig, MultiScaleConfig, TextConfig, VisionConfig
-from fastvlm_mlx.convert import export_swift, reference
-from fastvlm_mlx.convert.doctor import examine
-from fastvlm_mlx.convert.layouts import RawWeights
+from fastvlm_mlx.convert.doctor.checks import examine
+from fastvlm_mlx.convert.export import swift as export_swift
+from fastvlm_mlx.convert.fuse import reference
+from fastvlm_mlx.convert.read.tensor_names import RawWeights
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.models.fastvlm import FastVLM
 from fastvlm_mlx.train import export, form

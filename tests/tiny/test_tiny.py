@@ -12,7 +12,7 @@ import pytest
 
 import fastvlm_mlx
 from fastvlm_mlx import hub
-from fastvlm_mlx.convert.doctor import examine
+from fastvlm_mlx.convert.doctor.checks import examine
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate.metrics import METRICS
 from tiny import album

@@ -16,7 +16,7 @@ from command import PYTHON, Run, completed
 
 import fastvlm_mlx
 from fastvlm_mlx import checkpoint, lora
-from fastvlm_mlx.convert.doctor import examine
+from fastvlm_mlx.convert.doctor.checks import examine
 from fastvlm_mlx.convert.quantize import uniform
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.errors import FastVLMError

@@ -8,8 +8,8 @@ import pytest
 
 import fastvlm_mlx
 from fastvlm_mlx.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
-from fastvlm_mlx.convert import reference
-from fastvlm_mlx.convert.layouts import RawWeights
+from fastvlm_mlx.convert.fuse import reference
+from fastvlm_mlx.convert.read.tensor_names import RawWeights
 from fastvlm_mlx.models.fastvlm import FastVLM
 from fastvlm_mlx.train import export, form
 from tiny import vocabulary

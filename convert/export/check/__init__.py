@@ -1,0 +1,1 @@
+"""Checks that the programs an export is for will load it."""
