@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from .. import tell
-from .options import Dtype, GridOption, ImageMode, ImageSize, Kernels, MaxTiles, Revision, image_options
+from .options import (
+    CacheLimit,
+    Dtype,
+    GridOption,
+    ImageMode,
+    ImageSize,
+    Kernels,
+    MaxTiles,
+    Revision,
+    Wired,
+    can_wire,
+    image_options,
+    limit_cache,
+)
 
 
 def evaluate(
@@ -49,6 +62,8 @@ def evaluate(
     grid: GridOption = None,
     max_tiles: MaxTiles = None,
     dtype: Dtype = None,
+    wired: Wired = False,
+    cache_limit: CacheLimit = None,
     kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
@@ -89,9 +104,10 @@ def evaluate(
     questions = datasets.located(replace(questions, rows=questions.rows[:limit]))
     metric = metric_of(metric, questions)
 
-    from .. import progress
+    from .. import allocator, progress
     from .. import vlm as runtime
 
+    limit_cache(cache_limit)
     vlm = runtime.load(model, dtype, revision=revision)
     settings = settings_of(
         vlm,
@@ -104,7 +120,8 @@ def evaluate(
         options=options,
     )
     with Predictions(predictions, settings) as kept, progress.bar("answering", "rows") as advance:
-        ask(vlm, questions, settings, kept, batch=batch, progress=advance)
+        with allocator.wired(vlm, can_wire(wired)):
+            ask(vlm, questions, settings, kept, batch=batch, progress=advance)
         report = reports.summed_up(settings, questions.rows, kept.said)
     tell.print_line(reports.as_text(report))
     if json_file:
