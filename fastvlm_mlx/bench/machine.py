@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import __version__
+from ..allocator import memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,6 @@ def this_machine() -> Machine:
         mlx=version("mlx"),
         fastvlm_mlx=__version__,
     )
-
-
-def memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _linux() -> str:
