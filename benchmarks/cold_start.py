@@ -98,9 +98,8 @@ def timed(command: list[object], more: Mapping[str, str] | None = None) -> float
 
 def preloaded() -> dict[str, str]:
     """Theirs gets the BLAS and the kernels that ours takes by itself."""
-    if not blas.loaded():
-        return {}
-    return {"LD_PRELOAD": blas.LIBRARIES[0], blas.CORETYPE: blas.kernels()}
+    library = blas.library()
+    return {"LD_PRELOAD": library, blas.CORETYPE: blas.kernels()} if library else {}
 
 
 if __name__ == "__main__":

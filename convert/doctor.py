@@ -76,14 +76,16 @@ def examine_blas() -> Iterator[Finding]:
     if name is None:
         return
     if blas.loaded() and not blas.multiplies_correctly():
-        repair = f"update OpenBLAS, or set {blas.CORETYPE} to older kernels (Haswell, Sandybridge, ARMV8)"
+        repair = (
+            f"update it, or for OpenBLAS set {blas.CORETYPE} to older kernels (Haswell, Sandybridge, ARMV8)"
+        )
         yield Finding("problem", "BLAS", f"{name}: its products are wrong on this processor", repair)
     elif newer := blas.outdated():
         repair = f"unset {blas.CORETYPE}, or set it to {newer}; otherwise update OpenBLAS"
         yield Finding("note", "BLAS", f"{name}: this processor can run newer, faster ones", repair)
     elif sys.platform == "linux" and not blas.loaded():
-        repair = "install OpenBLAS (Debian and Ubuntu: `apt install libopenblas0`)"
-        yield Finding("note", "BLAS", f"{name}: OpenBLAS is many times faster", repair)
+        repair = "install OpenBLAS (`apt install libopenblas0`) or MKL (`pip install 'fastvlm-mlx[mkl]'`)"
+        yield Finding("note", "BLAS", f"{name}: OpenBLAS and MKL are many times faster", repair)
     else:
         yield Finding("ok", "BLAS", name, "")
 

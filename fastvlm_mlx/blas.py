@@ -1,8 +1,8 @@
-"""Linux without a GPU: OpenBLAS replaces the reference BLAS that MLX's wheel bundles.
+"""Linux without a GPU: MKL or OpenBLAS replaces the reference BLAS that MLX's wheel bundles.
 
 Loaded with global visibility before ``mlx.core``, its ``sgemm`` takes the place of the bundled one and is
 many times faster. An OpenBLAS older than the processor falls back to old kernels; it is then loaded again
-with `CORETYPE` set. Nothing depends on OpenBLAS being there.
+with `CORETYPE` set. Nothing depends on either being there.
 """
 
 import ctypes
@@ -15,9 +15,13 @@ from itertools import chain, product
 from operator import mul
 from typing import NamedTuple
 
-LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
+# MKL first: who has it beside this package has installed it on purpose.
+LIBRARIES = (
+    *(f"{sys.prefix}/lib/libmkl_rt.so.{version}" for version in (3, 2)),
+    *("libopenblas.so.0", "libopenblas.so"),
+)
 CORETYPE = "OPENBLAS_CORETYPE"  # OpenBLAS reads it once, while it is being loaded
-CPUINFO = "/proc/cpuinfo"
+CPUINFO, MAPS = "/proc/cpuinfo", "/proc/self/maps"
 _loaded: list[ctypes.CDLL] = []
 _MALLOC = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
@@ -61,8 +65,8 @@ _DIGITS = [float(at * at * 7 % 211 % 19 - 9) for at in range(256)]
 _ROW_MAJOR, _AS_IS, _TRANSPOSED = 101, 111, 112  # cblas.h
 
 
-def prefer_openblas() -> bool:
-    """Load OpenBLAS if this is Linux and MLX is not loaded yet; say whether it took place."""
+def prefer_fast_blas() -> bool:
+    """Load MKL or OpenBLAS if this is Linux and MLX is not loaded yet; say whether it took place."""
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return False
     for name in LIBRARIES:
@@ -75,8 +79,17 @@ def prefer_openblas() -> bool:
 
 
 def loaded() -> bool:
-    """Whether OpenBLAS took the place of MLX's own."""
+    """Whether MKL or OpenBLAS took the place of MLX's own."""
     return bool(_loaded)
+
+
+def library() -> str | None:
+    """What the dynamic loader knows it by, None if MLX's own is used."""
+    return _loaded[0]._name if _loaded else None
+
+
+def is_openblas() -> bool:
+    return _function("openblas_get_config") is not None
 
 
 def description() -> str:
@@ -85,9 +98,13 @@ def description() -> str:
         return "Accelerate"
     if not _loaded:
         return "MLX's own BLAS"
-    name, _, rest = _text(_loaded[0], "openblas_get_config").partition(" ")  # old ones do not tell
-    version = f" {rest.split()[0]}" if name == "OpenBLAS" and rest else ""
-    return f"OpenBLAS{version} with {kernels() or 'unknown'} kernels"
+    if is_openblas():
+        name, _, rest = _text(_loaded[0], "openblas_get_config").partition(" ")  # old ones do not tell
+        version = rest.split()[0] if name == "OpenBLAS" and rest else ""
+    else:
+        version = _mkl_version()
+    name = "OpenBLAS" if is_openblas() else "MKL"
+    return f"{name} {version}".rstrip() + (f" with {kernels()} kernels" if kernels() else "")
 
 
 def in_use() -> str | None:
@@ -98,8 +115,10 @@ def in_use() -> str | None:
 
 
 def kernels() -> str:
-    """The name of the kernels that run; empty if OpenBLAS is not loaded or does not tell."""
-    return _text(_loaded[0], "openblas_get_corename") if _loaded else ""
+    """The name of the kernels that run; empty if unknown, as MKL's are before its first product."""
+    if is_openblas():
+        return _text(_loaded[0], "openblas_get_corename")
+    return _mkl_kernels() if _loaded else ""
 
 
 def newer_kernels(name: str, flags: frozenset[str]) -> str | None:
@@ -164,6 +183,25 @@ def _text(library: ctypes.CDLL, function: str) -> str:
     return (call() or b"").decode(errors="replace")
 
 
+def _function(*names: str) -> "ctypes._NamedFuncPointer | None":
+    """The first that the loaded library has."""
+    found = (getattr(library, name, None) for library in _loaded[:1] for name in names)
+    return next((function for function in found if function is not None), None)
+
+
+def _mkl_version() -> str:
+    text = ctypes.create_string_buffer(256)
+    _loaded[0].MKL_Get_Version_String(text, len(text))
+    return text.value.decode(errors="replace").partition("Version ")[2].partition("-")[0]
+
+
+def _mkl_kernels() -> str:
+    """MKL loads a library for the processor, such as libmkl_avx512.so.3."""
+    with open(MAPS, encoding="utf-8", errors="replace") as lines:
+        names = {line.rpartition("/libmkl_")[2].partition(".so")[0] for line in lines if "/libmkl_" in line}
+    return next((name for name in sorted(names) if name.startswith(("avx", "mc3", "def"))), "")
+
+
 def _is_exact(sgemm: "ctypes._NamedFuncPointer", rows: int, inner: int, columns: int) -> bool:
     """Multiply left · (right · vector) in float64, which is quicker than every value of left · right.
 
@@ -196,9 +234,9 @@ def _floats(matrix: Iterable[Iterable[float]]) -> "ctypes.Array[ctypes.c_float]"
 
 
 def threads() -> int:
-    """Among how many OpenBLAS divides a product; 1 where it is not there, or does not tell."""
-    tell = getattr(_loaded[0], "openblas_get_num_threads", None) if _loaded else None
-    return int(tell()) if tell else 1
+    """Among how many BLAS divides a product; 1 if unknown."""
+    count = _function("openblas_get_num_threads", "MKL_Get_Max_Threads")
+    return int(count()) if count else 1
 
 
 @contextmanager
@@ -215,7 +253,9 @@ def single() -> Iterator[None]:
 
 
 def _divide(number: int) -> None:
-    _loaded[0].openblas_set_num_threads(number)
+    divide = _function("openblas_set_num_threads", "MKL_Set_Num_Threads")
+    assert divide is not None  # `threads` is 1 where there is none
+    divide(number)
 
 
 def keep_freed_memory() -> None:

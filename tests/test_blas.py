@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ XEON = f"{AVX2} avx512f avx512dq avx512cd avx512bw avx512vl avx512_bf16 amx_tile
 KNIGHTS_LANDING = f"{AVX2} avx512f avx512pf avx512er avx512cd"
 GRAVITON_2, GRAVITON_4 = "fp asimd aes crc32 atomics asimddp", "fp asimd aes crc32 atomics asimddp sve sve2"
 
-needs_openblas = pytest.mark.skipif(not blas.loaded(), reason="OpenBLAS is not installed")
+needs_openblas = pytest.mark.skipif(not blas.is_openblas(), reason="OpenBLAS does not run")
 on_the_cpu = pytest.mark.skipif(mx.default_device() == mx.Device(mx.gpu), reason="a GPU computes")
 
 
@@ -85,11 +86,12 @@ source, right = sys.argv[1:]
 spec = importlib.util.spec_from_file_location("blas", source)
 blas = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(blas)
+blas.LIBRARIES = [name for name in blas.LIBRARIES if "openblas" in name]
 own = os.environ.get("OWN", "").lower()
 blas.GENERATIONS = (blas._generation("", "Sandybridge", "sandybridge"), blas._generation("", own, own))
 if right == "wrong":
     blas.multiplies_correctly = lambda library: False
-assert blas.prefer_openblas()
+assert blas.prefer_fast_blas()
 print(json.dumps([blas.kernels(), blas.description(), os.environ.get(blas.CORETYPE)]))
 """
 
@@ -151,6 +153,45 @@ def test_one_wrong_value_is_found(forms: tuple[int, int], rows: int) -> None:
 
 def test_a_library_without_products_is_not_trusted() -> None:
     assert not blas.multiplies_correctly(object())  # type: ignore[arg-type]
+
+
+class Mkl:
+    """As much of MKL as is used"""
+
+    def __init__(self) -> None:
+        self.threads = 4
+
+    def MKL_Get_Max_Threads(self) -> int:
+        return self.threads
+
+    def MKL_Set_Num_Threads(self, number: int) -> None:
+        self.threads = number
+
+    def MKL_Get_Version_String(self, text: ctypes.Array[ctypes.c_char], _: int) -> None:
+        text.value = b"Intel(R) oneAPI Math Kernel Library Version 2026.2-Product Build 20260915 for 64"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Accelerate is used")
+@pytest.mark.parametrize(
+    ("mapped", "kernels"),
+    [
+        (("core", "rt", "vml_avx512", "avx512"), " with avx512 kernels"),
+        (("vml_def", "def"), " with def kernels"),
+    ],
+)
+def test_mkl_is_described_and_divides(
+    mapped: tuple[str, ...], kernels: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = [f"7f00-7f01 r-xp 0000 fe:00 12 /opt/lib/libmkl_{name}.so.3\n" for name in mapped]
+    (tmp_path / "maps").write_text("".join(lines))
+    monkeypatch.setattr(blas, "MAPS", str(tmp_path / "maps"))
+    monkeypatch.setattr(blas, "_loaded", [Mkl()])
+    assert blas.description() == f"MKL 2026.2{kernels}"
+    assert blas.outdated() is None
+    assert not blas.is_openblas()
+    with blas.single():
+        assert blas.threads() == 1
+    assert blas.threads() == 4
 
 
 @on_the_cpu
