@@ -204,7 +204,7 @@ def card(run: Path, found: dict[str, Measured], others: dict[str, Measured], not
         scenes=SEED,
         note=f"\n{note}\n" if note else "",
         elsewhere=table(others, {}),
-        elsewhere_count=others[HALF].report.overall.rows,
+        other_count=others[HALF].report.overall.rows,
         table=table(found, GOALS),
         fused=found[TRAINED].otherwise(found[FUSED]),
         swift=found[HALF].otherwise(found[SWIFT]),
@@ -233,9 +233,9 @@ of generated pictures alone, under the package's licence (MIT); nothing of Apple
 {note}
 ## Measured on pictures drawn elsewhere
 
-{elsewhere_count} questions as newcomers type them (`python -m tiny.elsewhere elsewhere`) about pictures that matplotlib, cairo
-and a browser drew: shapes of any size anywhere, words and numbers in other typefaces, ordinary bar charts,
-photographs. Exact match in per cent.
+{other_count} questions as newcomers type them (`python -m tiny.elsewhere elsewhere`) about pictures that
+matplotlib, cairo and a browser drew: shapes of any size anywhere, words and numbers in other
+typefaces, ordinary bar charts, photographs. Exact match in per cent.
 
 {elsewhere}
 
