@@ -22,9 +22,9 @@ from pathlib import Path
 import shapes
 import synthetic
 
+from fastvlm_mlx import blas
 from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.bench.measure import picture
-from fastvlm_mlx.blas import LIBRARIES
 
 QUESTION = "What is in the picture?"
 VOCABULARY = 151_643
@@ -97,8 +97,9 @@ def timed(command: list[object], more: Mapping[str, str] | None = None) -> float
 
 
 def preloaded() -> dict[str, str]:
-    """Theirs gets the BLAS that ours takes by itself."""
-    return {"LD_PRELOAD": LIBRARIES[0]} if sys.platform == "linux" else {}
+    """Theirs gets the BLAS and the kernels that ours takes by itself."""
+    library = blas.library()
+    return {"LD_PRELOAD": library, blas.CORETYPE: blas.kernels()} if library else {}
 
 
 if __name__ == "__main__":

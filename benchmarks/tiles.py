@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from fastvlm_mlx import VLM, load
+from fastvlm_mlx.allocator import memory_bytes
 from fastvlm_mlx.bench import fitting, untrained
-from fastvlm_mlx.bench.machine import memory_bytes, this_machine
+from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.bench.measure import Case, Run, interleaved
 from fastvlm_mlx.bench.report import median
 from fastvlm_mlx.bench.table import Table

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from .blas import prefer_openblas
+from .blas import prefer_fast_blas
 
-prefer_openblas()  # before anything loads mlx.core
+prefer_fast_blas()  # before anything loads mlx.core
 
 __version__ = "0.1.0"
 

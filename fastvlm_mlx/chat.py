@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import progress, tell
+from .allocator import wired
 from .config import IMAGE_MARK
 from .decoding import Event, Finished
 from .dropped import dropped
@@ -38,6 +39,7 @@ class How:
     sampling: Sampling
     options: ImageOptions
     preview: bool
+    wired: bool
 
 
 @dataclass(slots=True)
@@ -92,7 +94,8 @@ class Chat:
         )
         told: list[Event] = []
         try:
-            told.extend(tell.printed(_announced(events, bool(self.waiting))))
+            with wired(session.vlm, self.how.wired):
+                told.extend(tell.printed(_announced(events, bool(self.waiting))))
         except KeyboardInterrupt:
             if not self.interactive:
                 raise

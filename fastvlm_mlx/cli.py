@@ -1,4 +1,4 @@
-"""The command line. Answers go to stdout, all else to stderr; exit codes: 0 well, 1 failed, 2 misused."""
+"""The command line: answers on stdout, everything else on stderr; exit code 0 success, 1 failure, 2 usage."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .verbs.export import export
 from .verbs.generate import generate
 from .verbs.models import models
 from .verbs.options import MODEL_VARIABLE as MODEL_VARIABLE
+from .verbs.sections import SectionedCommand
 from .verbs.serve import serve
 from .verbs.train import train
 from .verbs.tune import tune
@@ -33,16 +34,15 @@ _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]  # Typer
 app = typer.Typer(
     name="fastvlm-mlx",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: names are never cut, and rich is not loaded for it,
+    rich_markup_mode=None,  # plain help cuts no names and does not load rich
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Apple's FastVLM on Apple Silicon: ask questions about pictures, convert, train and measure models."""
     if version:
@@ -64,17 +64,17 @@ _VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "models": models,
 }
-_ALONE = ("bench", "chat", "models", "serve", "tune")  # of use without arguments
+_ALONE = ("bench", "chat", "models", "serve", "tune")  # verbs that run without arguments
 for name, verb in _VERBS.items():
-    app.command(name, no_args_is_help=name not in _ALONE)(verb)
+    app.command(name, cls=SectionedCommand, no_args_is_help=name not in _ALONE)(verb)
 
 
 def main() -> NoReturn:
-    """Errors are one line on stderr; ctrl-C, SIGTERM and a closed pipe are quiet."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that what was measured is kept
+    """Run the command; errors are one line on stderr, and ctrl-C, SIGTERM and a closed pipe print nothing."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # results so far are kept
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
-            stream.reconfigure(errors="replace")  # a terminal of another encoding still gets its answer
+        if isinstance(stream, io.TextIOWrapper):  # a closed stream is None
+            stream.reconfigure(errors="replace")  # characters outside the terminal's encoding become ?
     try:
         code = app(prog_name="fastvlm-mlx", standalone_mode=False)
         sys.stdout.flush()
@@ -84,7 +84,7 @@ def main() -> NoReturn:
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "fastvlm-mlx"
         text = error.format_message().rstrip(".")
-        if text.startswith("Usage:"):  # asked for nothing: the help is the answer
+        if text.startswith("Usage:"):  # no arguments: the help is the output
             tell.print_line(text)
             status = 2
         else:
@@ -94,7 +94,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         status = _abandon_stdout(0)
     except OSError as error:
-        if error.filename is not None:  # a file; a stream has no name
+        if error.filename is not None:  # only files have a name; streams do not
             raise
         _failed(f"standard output cannot be written ({error.strerror}); check the disk or the pipe", 1)
         status = _abandon_stdout(1)
@@ -107,7 +107,7 @@ def _failed(text: str, status: int) -> int:
 
 
 def _abandon_stdout(status: int) -> int:
-    """So that the flush at exit does not fail once more."""
+    """Point stdout at /dev/null so that the flush at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 

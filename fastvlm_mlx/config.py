@@ -100,7 +100,7 @@ class VisionConfig:
                 f"the tower has {len(self.layers)} depths and {len(self.dims)} widths, not {STAGES} of each"
             )
         sizes = (*self.layers, *self.dims, self.mlp_ratio, self.head_dim, self.squeeze)
-        if min(sizes) < 1 or max(self.layers) > MOST_LAYERS:
+        if min(sizes) < 1 or max(self.layers) > MOST_LAYERS or self.squeeze > self.expanded_dim:
             raise ConfigError(f"the tower's sizes make no sense ({self})")
 
 

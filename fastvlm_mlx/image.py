@@ -16,7 +16,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +70,7 @@ def preprocess(
 
 def pieces(source: Source, options: ImageOptions) -> list[npt.NDArray[np.float32]]:
     """The vision tower's inputs for one picture: with tiles the overview first, then tiles row by row."""
-    opened = open_image(source, reference=options.reference)
+    opened = source if _is_open(source) else open_image(source, reference=options.reference)
     return [_UNIT[np.asarray(piece)] for piece in cut(opened, options)]
 
 
@@ -166,6 +166,12 @@ def open_image(source: Source, *, reference: bool = False, most_pixels: int | No
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = one_line(getattr(error, "strerror", None) or error)
         raise ImageError(f"cannot read {name} ({reason}); pass the path of a readable picture") from error
+
+
+def _is_open(source: Source) -> TypeGuard[Image.Image]:
+    """Whether `open_image` would return an equal copy, as it does for a picture that it returned before."""
+    plain = type(source) is Image.Image and source.mode == "RGB" and not source.info and 0 not in source.size
+    return plain and not source.getexif()  # type: ignore[union-attr]
 
 
 def stored_sides(path: Path) -> tuple[int, int]:
@@ -283,7 +289,9 @@ def _rgb(image: Image.Image, name: str, reference: bool) -> Image.Image:
         if image.mode == "P" and "transparency" in image.info:
             image = image.copy()
             del image.info["transparency"]  # the same pixels, without the warning that Pillow emits
-        return image.convert("RGB")
+        converted = image.convert("RGB")
+        converted.info.clear()  # an orientation that was ignored stays ignored
+        return converted
     except _BROKEN as error:
         raise _undecodable(name, error) from error
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle, zip_longest
+from itertools import chain, cycle, zip_longest
 
 import mlx.core as mx
 import numpy as np
@@ -117,20 +117,11 @@ def _check_marks(marks: int, pictures: int) -> None:
         )
 
 
-def spread(text: str, pieces: Sequence[int]) -> str:
-    """A text in which each picture has as many marks as it has pieces, one after another.
-
-    >>> spread("Describe.", [3, 1])
-    '<image><image><image>\\n<image>\\nDescribe.'
-    >>> spread("Is <image> in <image>?", [1, 2])
-    'Is <image> in <image><image>?'
-    """
-    return placed(text, [IMAGE_MARK * count for count in pieces])
-
-
 def placed(text: str, shown: Sequence[str]) -> str:
-    """The same with what stands for each picture, such as the lines of a `Clip`.
+    """The text with what stands for each picture: a mark for each of its pieces, or the lines of a `Clip`.
 
+    >>> placed("Describe.", ["<image><image><image>", "<image>"])
+    '<image><image><image>\\n<image>\\nDescribe.'
     >>> placed("Is <image> in it?", ["[0:00] <image>"])
     'Is [0:00] <image> in it?'
     """
@@ -141,6 +132,13 @@ def placed(text: str, shown: Sequence[str]) -> str:
     first, *others = text.split(IMAGE_MARK)
     _check_marks(len(others), len(shown))
     return first + "".join(marks + rest for marks, rest in zip(shown, others, strict=True))
+
+
+def marked(text: str, shown: Sequence[Clip | tuple[Picture, ...]]) -> tuple[str, tuple[Picture, ...]]:
+    """The text with the marks of videos and of pictures in pieces, and all their pictures in that order."""
+    marks = [one.marks if isinstance(one, Clip) else IMAGE_MARK * len(one) for one in shown]
+    pieces = [chain.from_iterable(one.frames) if isinstance(one, Clip) else one for one in shown]
+    return placed(text, marks), tuple(chain.from_iterable(pieces))
 
 
 def stamps(times_s: Sequence[float]) -> list[str]:

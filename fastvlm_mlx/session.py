@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,11 +21,11 @@ from .decoding import Event, Finished, Token
 from .errors import ConfigError, DataError, PromptError
 from .generate import Answer
 from .memory import Features, Prefix, rows
-from .prompt import Picture, Prompt, Text, assemble, opening, positions, render, spread
+from .prompt import Picture, Prompt, Text, assemble, marked, opening, positions, render
 from .reading import ImageOptions
 from .sampling import Sampling
 from .saved import Saved, SavedTurn
-from .vlm import VLM, Image
+from .vlm import VLM, Shown
 
 _DEFAULT = ImageOptions()
 _GREEDY = Sampling()
@@ -89,17 +88,17 @@ class Session:
         """Of keys and values; the pictures are `features.nbytes`."""
         return self._prefix.nbytes
 
-    def prompt(self, text: str | None = None, images: Sequence[Image] = (), max_tokens: int = 512) -> Prompt:
+    def prompt(self, text: str | None = None, images: Sequence[Shown] = (), max_tokens: int = 512) -> Prompt:
         """All that would be read for a question; without one, the conversation so far."""
         if text is None:
             return self._joined(self.turns)
-        asked = self._asked(*_spread(text, [self.vlm.pictures(source) for source in images]))
+        asked = self._asked(*marked(text, [self.vlm.shown(source) for source in images]))
         return self._joined(self._remembered(asked, max_tokens)) + asked
 
     def stream(
         self,
         text: str,
-        images: Sequence[Image] = (),
+        images: Sequence[Shown] = (),
         *,
         max_tokens: int = 512,
         options: ImageOptions = _DEFAULT,
@@ -112,8 +111,7 @@ class Session:
         """
         if self._answering:
             raise PromptError("the session is still answering; read that answer to its end, or close it")
-        shown = [self.vlm.pictures(source, options) for source in images]
-        text, pictures = _spread(text, shown)
+        text, pictures = marked(text, [self.vlm.shown(source, options) for source in images])
         asked = self._asked(text, pictures)
         remembered = self._remembered(asked, max_tokens)
         events = generate.stream(
@@ -149,7 +147,7 @@ class Session:
     def generate(
         self,
         text: str,
-        images: Sequence[Image] = (),
+        images: Sequence[Shown] = (),
         *,
         max_tokens: int = 512,
         options: ImageOptions = _DEFAULT,
@@ -287,8 +285,3 @@ class Session:
             if turn is not newest and needed + sum(taken.values()) > self.context * _KEPT_SHARE:
                 del taken[turn]
         return tuple(taken)
-
-
-def _spread(text: str, shown: Sequence[Sequence[Picture]]) -> tuple[str, tuple[Picture, ...]]:
-    """Pictures in pieces have a mark for each piece."""
-    return spread(text, [len(parts) for parts in shown]), tuple(chain.from_iterable(shown))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import blas
+
 if TYPE_CHECKING:
     from .convert.run import Converted
     from .decoding import Event
@@ -59,13 +61,14 @@ def stats(answer: Answer, frames: int = 0) -> str:
     guessed = f"guessed  {answer.guessed} tokens, {answer.right} of them right\n" if answer.guessed else ""
     seen = f" of {frames} frames" if frames else ""
     read = f"read     {answer.read_s:8.3f} s   the language model\n" if answer.read_s else ""
+    products = f"\nblas     {described}" if (described := blas.in_use()) else ""
     return (
         f"{read}vision   {answer.vision_s:8.3f} s   {answer.image_tokens} picture tokens{seen}\n"
         f"prefill  {answer.prefill_s:8.3f} s   {asked} positions ({answer.text_tokens} of text){known}\n"
         f"decode   {answer.decode_s:8.3f} s   {len(answer.ids)} tokens, {answer.tokens_per_s:.1f} tokens/s, "
         f"ended by {answer.reason}\n{guessed}"
         f"memory   {answer.peak_bytes / 2**30:8.2f} GiB at most in MLX, "
-        f"{resident_bytes() / 2**30:.2f} GiB resident"
+        f"{resident_bytes() / 2**30:.2f} GiB resident{products}"
     )
 
 

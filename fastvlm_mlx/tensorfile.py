@@ -61,13 +61,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     for name, entry in raw.items():
         try:
             code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            if type(code) is not str or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise _torn(path, f"the header's entry for {name!r} is not well formed") from None
         if code not in _DTYPES:
             raise CheckpointError(
-                f"{path}: {name!r} is stored as {code}, which FastVLM never is; "
+                f"{path}: {name!r} is stored as {code!r}, which FastVLM never is; "
                 "save it again as F32, F16 or BF16"
             )
         infos[name] = TensorInfo(_DTYPES[code][0], shape)

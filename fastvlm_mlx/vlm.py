@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from .generate import Answer
 from .guessing import Both, Draft, Repetitions
 from .models.cache import packing
 from .models.fastvlm import FastVLM
-from .prompt import Clip, Picture, Prompt, assemble, placed, positions, render
+from .prompt import Clip, Picture, Prompt, assemble, marked, positions, render
 from .reading import ImageOptions
 from .sampling import Sampling
 from .tokenizer import Tokenizer
@@ -169,26 +169,19 @@ class VLM:
         prompt holds, or what `pictures` gives. A `Video`, its path, or what `clip` gives stands for its
         frames, each on a line after its time. `options` say how files and frames become pixels.
         """
-        rendered = render(text, len(images), system)
-        marks: list[str] = []
-        pictures: list[Picture] = []
-        clips: list[Clip] = []
-        for source in images:
-            if is_video(source):
-                source = Video(source)
-            if isinstance(source, Video):
-                source = self.clip(source, options)
-            if isinstance(source, Clip):
-                clips.append(source)
-                marks.append(source.marks)
-                pictures += chain.from_iterable(source.frames)
-            else:
-                parts = self.pictures(source, options)
-                marks.append(IMAGE_MARK * len(parts))
-                pictures += parts
-        prompt = assemble(placed(rendered, marks), pictures, self.tokenizer.encode)
-        self._check_room(prompt, clips)
+        rendered = render(text, len(images), system)  # refuses a wrong text before pictures are read
+        shown = [self.shown(source, options) for source in images]
+        prompt = assemble(*marked(rendered, shown), self.tokenizer.encode)
+        self._check_room(prompt, [one for one in shown if isinstance(one, Clip)])
         return prompt
+
+    def shown(self, source: Shown, options: ImageOptions = _DEFAULT) -> Clip | tuple[Picture, ...]:
+        """What a prompt holds of a picture or video: a video's frames, or a picture's pieces."""
+        if is_video(source):
+            source = Video(source)
+        if isinstance(source, Video):
+            source = self.clip(source, options)
+        return source if isinstance(source, Clip) else self.pictures(source, options)
 
     def _check_room(self, prompt: Prompt, clips: Sequence[Clip]) -> None:
         """Of prompts with videos: say how many frames the context has room for."""

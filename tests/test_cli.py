@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import typer
 from checkpoints import LAYOUT_OF, golden
-from command import MODEL, Ran, Run
+from command import MODEL, Ran, Run, in_a_process
 from pictures import IMAGES, TALL, WIDE
 
 from fastvlm_mlx import __version__, cli
+from fastvlm_mlx.verbs.sections import SECTIONS
 
 ROTATED = IMAGES / "exif_rot6.jpg"
 VERBS = [command.name for command in cli.app.registered_commands if command.name]
@@ -88,6 +89,43 @@ def test_help_teaches_by_example(run: Run, verb: str) -> None:
     text = " ".join(run(verb, "--help").out.split())
     examples = re.findall(rf"(?<!Usage: )fastvlm-mlx {verb} \S", text)
     assert examples, text
+
+
+def test_help_groups_options_under_headings(run: Run) -> None:
+    heading = "Options:"
+    found: dict[str, str] = {}
+    for line in run("generate", "--help").out.splitlines():
+        if re.fullmatch(r"\S.*:", line):
+            heading = line
+        for option in re.findall(r"^ +(?:-\w, )?(--[\w-]+)", line):
+            found[option] = heading
+    expected = {
+        "--prompt": "Input:",
+        "--image-mode": "Input:",
+        "--model": "Model:",
+        "--top-p": "Sampling:",
+        "--kv-bits": "Speed and memory:",
+        "--json": "Output:",
+        "--help": "Other options:",
+    }
+    assert {option: found.get(option) for option in expected} == expected
+
+
+def test_every_name_in_the_sections_of_help_is_an_option_of_one_section() -> None:
+    named = [name for names in SECTIONS.values() for name in names.split()]
+    commands = typer.main.get_command(cli.app).commands.values()  # type: ignore[attr-defined]
+    real = {parameter.name for command in commands for parameter in command.params}
+    assert sorted(named) == sorted(set(named) & real)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed_to"),
+    [("fastvlm-mlx ge", "generate"), ("fastvlm-mlx generate --image-s", "--image-size")],
+)
+def test_a_shell_completes_verbs_and_options(words: str, completed_to: str) -> None:
+    at = str(len(words.split()) - 1)
+    done = in_a_process(_FASTVLM_MLX_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=at)
+    assert (done.code, done.out.split(), done.err) == (0, [completed_to], "")
 
 
 def test_help_names_every_verb(run: Run) -> None:

@@ -20,7 +20,7 @@ FLOORS = (
     "lora decoding",
     "checkpoint hub generate guessing",
     "vlm convert",
-    "session",
+    "session allocator",
     "bench caption evaluate serve train",
     "tell",
     "chat",

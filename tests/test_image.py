@@ -11,6 +11,7 @@ from pictures import IMAGES, RED, WHITE, chunk, encoded, noise, palette_picture,
 from PIL import Image
 from safetensors.numpy import load_file
 
+from fastvlm_mlx import image
 from fastvlm_mlx.config import SQUARE_MODES
 from fastvlm_mlx.errors import ConfigError, ImageError
 from fastvlm_mlx.image import cut, open_image, pieces, preprocess, squared, stored_sides
@@ -192,6 +193,29 @@ def test_every_kind_of_source_reads_the_same(tmp_path: Path, monkeypatch: pytest
     np.testing.assert_array_equal(np.asarray(open_image(turned)), turned)
     gray = pixels[:, :, 0]
     np.testing.assert_array_equal(np.asarray(open_image(gray))[:, :, 1], gray)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("name", ["exif_rot6.jpg", "rgba_alpha.png"])
+def test_an_open_picture_is_not_opened_again(
+    name: str, reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ImageOptions(64, "pad", reference=reference)
+    [expected] = pieces(IMAGES / name, options)
+    opened = open_image(IMAGES / name, reference=reference)
+    before = opened.tobytes()
+    monkeypatch.setattr(image, "open_image", None)
+    [found] = pieces(opened, options)
+    np.testing.assert_array_equal(found, expected)
+    assert opened.tobytes() == before
+
+
+def test_a_picture_with_an_orientation_is_opened_whatever_made_it() -> None:
+    picture = Image.fromarray(noise(40, 20))
+    picture.getexif()[0x0112] = 6
+    [found] = pieces(picture, ImageOptions(64, "stretch"))
+    [expected] = pieces(picture.transpose(Image.Transpose.ROTATE_270), ImageOptions(64, "stretch"))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_callers_picture_is_left_alone() -> None:

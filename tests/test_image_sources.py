@@ -5,7 +5,6 @@ import os
 import struct
 import sys
 import threading
-import time
 import tracemalloc
 from collections.abc import Iterator
 from functools import partial
@@ -149,12 +148,10 @@ def test_a_lazy_picture_cut_short_says_so() -> None:
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     open_image(PNG)  # plugins loaded
     tracemalloc.start()
-    start = time.perf_counter()
     with pytest.raises(ImageError, match="make it smaller"):
         open_image(HUGE)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.perf_counter() - start < 1
     assert peak < 2**20
 
 

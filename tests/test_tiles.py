@@ -14,7 +14,7 @@ from pictures import TALL, WIDE, noise
 from fastvlm_mlx import VLM, ImageOptions, Picture, Session, Text
 from fastvlm_mlx.errors import ConfigError, ImageError, PromptError
 from fastvlm_mlx.image import pieces
-from fastvlm_mlx.prompt import spread
+from fastvlm_mlx.prompt import placed
 
 ErrorOf = Callable[[Any, Any], float]
 CLOSE = 1e-5
@@ -157,12 +157,12 @@ def test_a_bad_text_is_refused_before_pictures_are_read(vlm: VLM) -> None:
     ],
 )
 def test_every_piece_has_a_mark(text: str, counts: list[int], found: str) -> None:
-    assert spread(text, counts) == found
+    assert placed(text, ["<image>" * count for count in counts]) == found
 
 
 def test_marks_for_other_pictures_are_refused() -> None:
     with pytest.raises(PromptError, match=r"marks 1 place.* and 2 picture"):
-        spread("<image>?", [5, 1])
+        placed("<image>?", ["<image>" * 5, "<image>"])
 
 
 # --- conversations ---
@@ -170,7 +170,7 @@ def test_marks_for_other_pictures_are_refused() -> None:
 
 def test_a_conversation_about_tiles_says_what_a_fresh_run_says(vlm: VLM, tmp_path: Path) -> None:
     session, tiled = Session(vlm), vlm.pictures(WIDE, TILES)
-    session.generate(spread("What?", [len(tiled)]), tiled, max_tokens=6)
+    session.generate("What?", [tiled], max_tokens=6)
     prompt = session.prompt("And?")
     assert [picture.key for picture in shown(prompt)] == [picture.key for picture in tiled]
     fresh = vlm.generate(prompt, max_tokens=6)

@@ -17,7 +17,7 @@ from pictures import TALL, encoded, noise
 from PIL import Image
 from videos import COLOURS, counted, flat, number_of, write
 
-from fastvlm_mlx import VLM, ImageOptions, Picture, Text, Video
+from fastvlm_mlx import VLM, ImageOptions, Picture, Session, Text, Video
 from fastvlm_mlx.errors import ConfigError, ImageError, PromptError
 from fastvlm_mlx.prompt import placed, stamps
 from fastvlm_mlx.video import Frame, Reel, first, is_video, opened
@@ -330,6 +330,26 @@ def test_frames_may_be_tiles(vlm: VLM, ten_a_second: Callable[[str], Path]) -> N
     prompt = vlm.prompt("What?", [video], options=ImageOptions(64, "tiles", (2, 1)))
     kinds = "".join("t" if isinstance(part, Text) else "p" for part in prompt)
     assert kinds == "tppptpppt"
+
+
+def test_a_conversation_takes_a_video_as_a_prompt_does(
+    vlm: VLM, ten_a_second: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path, options = ten_a_second("a.mp4"), ImageOptions(64)
+    clip = vlm.clip(Video(path, max_frames=3), options)
+    session = Session(vlm)
+    for number, video in enumerate((Video(path, max_frames=3), clip, path)):
+        asked = "From <image> to <image>?"
+        session.clear()
+        said = session.generate(asked, [TALL, video], max_tokens=6, options=options)
+        assert said.ids == vlm.generate(vlm.prompt(asked, [TALL, video], options=options), max_tokens=6).ids
+        assert len(session.turns[0].pictures) == 1 + (8 if number == 2 else 3)
+    session.generate("And?", max_tokens=4)
+    expected = vlm.generate(session.prompt("Then?"), max_tokens=4).ids
+    session.save(tmp_path / "talk")
+    again = Session.restore(vlm, tmp_path / "talk")
+    assert again.turns[0].question == session.turns[0].question
+    assert again.generate("Then?", max_tokens=4).ids == expected
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -35,7 +35,7 @@ from fastvlm_mlx.vlm import VLM, load
 import mlx.core as mx  # isort: skip  - after fastvlm_mlx, which prefers OpenBLAS
 import mlx.nn as nn  # isort: skip
 
-from . import album
+from . import album, elsewhere
 from . import recipe as recipes
 
 ASSETS = Path(__file__).parent.parent / "fastvlm_mlx" / "assets"
@@ -128,13 +128,14 @@ def forms(run: Path, work: Path) -> Iterator[tuple[str, Callable[[], VLM]]]:
     yield BLIND, lambda: load(half)
 
 
-def table(found: dict[str, Measured]) -> str:
-    goals = {**GOALS, reports.ALL: ""}
+def table(found: dict[str, Measured], goals: dict[str, int]) -> str:
     scores = {name: {**one.report.categories, reports.ALL: one.report.overall} for name, one in found.items()}
-    lines = ["| | questions | goal | " + " | ".join(found) + " |", "|---|--:|--:|" + "--:|" * len(found)]
+    aim, line = ("goal | ", "--:|") if goals else ("", "")
+    lines = [f"| | questions | {aim}{' | '.join(found)} |", f"|---|--:|{line}" + "--:|" * len(found)]
     for category, score in next(iter(scores.values())).items():
-        cells = (f"{100 * own[category].score:.1f}" for own in scores.values())
-        lines.append(f"| {category} | {score.rows:,} | {goals.get(category, '')} | {' | '.join(cells)} |")
+        goal = f"{goals.get(category, '')} | " if goals else ""
+        cells = " | ".join(f"{100 * own[category].score:.1f}" for own in scores.values())
+        lines.append(f"| {category} | {score.rows:,} | {goal}{cells} |")
     return "\n".join(lines)
 
 
@@ -152,7 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work = options.work or Path(temporary)
         if not (work / "held-out").exists():
             album.write(work / "held-out", options.scenes, SEED, "test", QUESTIONS)
-        data = datasets.located(datasets.read(work / "held-out" / "data.jsonl", None))
+        if not (work / "elsewhere").exists():
+            elsewhere.write(work / "elsewhere", elsewhere.COUNT, elsewhere.SEED)
+        data, other = (
+            datasets.located(datasets.read(work / name / "data.jsonl", None))
+            for name in ("held-out", "elsewhere")
+        )
         found = {
             name: measure(name, make(), data, work)
             for name, make in forms(options.run, work)
@@ -160,9 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         if options.only:
             return
+        answers = work / "elsewhere-answers"
+        answers.mkdir(exist_ok=True)
+        half = load(work / HALF)
+        others = {name: measure(name, half, other, answers) for name in (HALF, BLIND)}
         for name, destination in SHIPPED.items():
             ship(work / filed(name), ASSETS / destination)
-        card(options.run, found, options.note)
+        card(options.run, found, others, options.note)
 
 
 def ship(folder: Path, destination: Path) -> None:
@@ -171,7 +181,7 @@ def ship(folder: Path, destination: Path) -> None:
     (destination / "README.md").unlink()  # its table stands in MODEL_CARD.md
 
 
-def card(run: Path, found: dict[str, Measured], note: str) -> None:
+def card(run: Path, found: dict[str, Measured], others: dict[str, Measured], note: str) -> None:
     recipe = recipes.read()
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     stages = []
@@ -195,7 +205,9 @@ def card(run: Path, found: dict[str, Measured], note: str) -> None:
         machine=f"{platform.system()} {platform.machine()}, {processors()}, MLX {version('mlx')}",
         scenes=SEED,
         note=f"\n{note}\n" if note else "",
-        table=table(found),
+        elsewhere=table(others, {}),
+        other_count=others[HALF].report.overall.rows,
+        table=table(found, GOALS),
         fused=found[TRAINED].otherwise(found[FUSED]),
         swift=found[HALF].otherwise(found[SWIFT]),
         count=f"{found[HALF].report.overall.rows:,}",
@@ -221,7 +233,15 @@ of generated pictures alone, under the package's licence (MIT); nothing of Apple
 
 {stages}
 {note}
-## Measured
+## Measured on pictures drawn elsewhere
+
+{other_count} questions as newcomers type them (`python -m tiny.elsewhere elsewhere`) about pictures that
+matplotlib, cairo and a browser drew: shapes of any size anywhere, words and numbers in other
+typefaces, ordinary bar charts, photographs. Exact match in per cent.
+
+{elsewhere}
+
+## Measured on its own kind of pictures
 
 `python -m tiny.scenes held-out` draws the pictures (seed {scenes}, split `test`: shape and colour
 combinations, words and numbers that training never shows), `fastvlm-mlx eval tiny held-out/data.jsonl` asks.

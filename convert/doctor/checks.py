@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ... import checkpoint
+from ... import blas, checkpoint
 from ...config import from_json
 from ...errors import CheckpointError, FastVLMError
 from ..export.check.entry import judge as judge_export
@@ -37,7 +38,7 @@ from .inspect import (
     turned,
 )
 
-__all__ = ["Finding", "Report", "examine"]
+__all__ = ["Finding", "Report", "examine", "examine_blas"]
 
 ORIGINALS = {896: "apple/FastVLM-0.5B", 1536: "apple/FastVLM-1.5B", 3584: "apple/FastVLM-7B"}
 FLOAT16_MAX = 65504.0
@@ -68,6 +69,26 @@ def examine(
         seen.findings, key=lambda one: order.index(one.subject) if one.subject in order else len(order)
     )
     return Report(directory, seen.layout.name if seen.layout else None, facts(seen), tuple(findings))
+
+
+def examine_blas() -> Iterator[Finding]:
+    """What multiplies matrices on the CPU; nothing on a GPU."""
+    name = blas.in_use()
+    if name is None:
+        return
+    if blas.loaded() and not blas.multiplies_correctly():
+        repair = (
+            f"update it, or for OpenBLAS set {blas.CORETYPE} to older kernels (Haswell, Sandybridge, ARMV8)"
+        )
+        yield Finding("problem", "BLAS", f"{name}: its products are wrong on this processor", repair)
+    elif newer := blas.outdated():
+        repair = f"unset {blas.CORETYPE}, or set it to {newer}; otherwise update OpenBLAS"
+        yield Finding("note", "BLAS", f"{name}: this processor can run newer, faster ones", repair)
+    elif sys.platform == "linux" and not blas.loaded():
+        repair = "install OpenBLAS (`apt install libopenblas0`) or MKL (`pip install 'fastvlm-mlx[mkl]'`)"
+        yield Finding("note", "BLAS", f"{name}: OpenBLAS and MKL are many times faster", repair)
+    else:
+        yield Finding("ok", "BLAS", name, "")
 
 
 def _judge(seen: Seen, subject: str, fine: str, check: Callable[[Seen], Said]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .. import __version__
+from .. import __version__, blas
+from ..allocator import memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,15 @@ class Machine:
     python: str
     mlx: str
     fastvlm_mlx: str
+    blas: str | None  # None where a GPU computes
 
     @property
     def words(self) -> str:
         cores = f", {self.gpu_cores} GPU cores" if self.gpu_cores else ""
+        with_blas = f" with {self.blas}" if self.blas else ""
         return (
             f"{self.chip}{cores}, {self.cpu_threads} CPU threads, {self.memory_bytes / 2**30:.0f} GiB, "
-            f"{self.os}, MLX {self.mlx} on the {self.device}, fastvlm-mlx {self.fastvlm_mlx}"
+            f"{self.os}, MLX {self.mlx} on the {self.device}{with_blas}, fastvlm-mlx {self.fastvlm_mlx}"
         )
 
 
@@ -51,11 +54,8 @@ def this_machine() -> Machine:
         python=platform.python_version(),
         mlx=version("mlx"),
         fastvlm_mlx=__version__,
+        blas=blas.in_use(),
     )
-
-
-def memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _linux() -> str:

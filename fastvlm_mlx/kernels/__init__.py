@@ -49,7 +49,7 @@ def by_rows(layer: Callable[..., mx.array], width: int, *inputs: mx.array) -> mx
 def product(rows: mx.array, matrix: mx.array) -> mx.array:
     """rows · matrixᵀ. OpenBLAS reads a large matrix faster in pieces where there is but one row."""
     outputs = len(matrix)
-    in_pieces = outputs > _PIECE and rows.size == rows.shape[-1] and blas.loaded()
+    in_pieces = outputs > _PIECE and rows.size == rows.shape[-1] and blas.is_openblas()
     if not in_pieces or mx.default_device() == mx.Device(mx.gpu):
         return rows @ matrix.T
     pieces = mx.split(matrix, list(range(_PIECE, outputs, _PIECE)))

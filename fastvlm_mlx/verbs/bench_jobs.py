@@ -69,10 +69,10 @@ class Files:
 
 
 def time(asked: Asked, paper: bool, roofline: bool, files: Files) -> None:
+    from ..allocator import memory_bytes
     from ..bench import fitting, limits, report
     from ..bench import paper as published
     from ..bench.cold import cold_start
-    from ..bench.machine import memory_bytes
     from ..bench.measure import Case
 
     vlm, load_s, sizes = _model(asked, paper)
@@ -120,9 +120,9 @@ def time(asked: Asked, paper: bool, roofline: bool, files: Files) -> None:
 
 
 def against(asked: Asked, names: str, files: Files) -> None:
+    from ..allocator import memory_bytes
     from ..bench import against as rivalry
     from ..bench import fitting, peer_mlx_vlm, peer_transformers
-    from ..bench.machine import memory_bytes
     from ..checkpoint import DTYPES
 
     for peer in (peer_mlx_vlm, peer_transformers):
@@ -207,8 +207,9 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
     import mlx.core as mx
 
     from .. import progress
+    from ..allocator import memory_bytes
     from ..bench import fitting, planning, untrained
-    from ..bench.machine import memory_bytes, this_machine
+    from ..bench.machine import this_machine
     from ..bench.measure import Case, interleaved
     from ..bench.report import Setting, median
     from ..bench.variants import VARIANTS
@@ -304,9 +305,9 @@ def _model(asked: Asked, paper: bool) -> tuple[VLM, float | None, list[int]]:
     from time import perf_counter
 
     from .. import vlm as runtime
+    from ..allocator import memory_bytes
     from ..bench import fitting, untrained
     from ..bench import paper as published
-    from ..bench.machine import memory_bytes
     from ..bench.measure import SIDES
     from ..checkpoint import DTYPES
 

@@ -14,6 +14,7 @@ from ..errors import ConfigError, DataError, PromptError
 from .generate import DEFAULT_QUESTION
 from .options import (
     AdapterPath,
+    CacheLimit,
     Dtype,
     ImageMode,
     ImageSize,
@@ -29,6 +30,9 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    Wired,
+    can_wire,
+    limit_cache,
     named,
 )
 
@@ -82,6 +86,8 @@ def caption(
     image_mode: ImageMode = None,
     reference: Reference = False,
     dtype: Dtype = None,
+    wired: Wired = False,
+    cache_limit: CacheLimit = None,
     kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
@@ -134,12 +140,13 @@ def caption(
     if found.left_out:
         tell.say(f"note: {found.left_out} files are no pictures by their names and are left out")
 
-    from .. import checkpoint, progress
+    from .. import allocator, checkpoint, progress
     from .. import vlm as runtime
     from ..caption import crew as crews
     from ..caption.run import Asking, Work
 
     crew = crews.met(ledgers.folder_of(out))
+    limit_cache(cache_limit)
     vlm = runtime.load(name, dtype, revision=revision, adapter=adapter)
     settings = ledgers.Settings(
         weights=checkpoint.fingerprint(vlm.model),
@@ -168,7 +175,8 @@ def caption(
         items = [item for item in found.items if ledger.part_of(item) in ours]
         work = Work(vlm, settings, asking, ledger, advance, tell.say)
         began = time.perf_counter()
-        work.finish(items, numbers)
+        with allocator.wired(vlm, can_wire(wired)):
+            work.finish(items, numbers)
         rate = work.made / (time.perf_counter() - began)
         tally = results.settle(form, out, items, ledger)
     who = f"rank {crew.rank} of {crew.size}: " if crew.size > 1 else ""

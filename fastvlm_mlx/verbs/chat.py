@@ -12,6 +12,7 @@ from .. import tell
 from ..errors import ConfigError, DataError
 from .options import (
     AdapterPath,
+    CacheLimit,
     Dtype,
     GridOption,
     ImageMode,
@@ -31,7 +32,10 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    Wired,
+    can_wire,
     image_options,
+    limit_cache,
     named,
 )
 
@@ -65,6 +69,8 @@ def chat(
     dtype: Dtype = None,
     kv_bits: KvBits = None,
     kv_group_size: KvGroupSize = 64,
+    wired: Wired = False,
+    cache_limit: CacheLimit = None,
     kernels: Kernels = None,
     revision: Revision = None,
     preview: Annotated[
@@ -111,13 +117,14 @@ def chat(
     from ..lines import reader
     from ..session import Session
 
+    limit_cache(cache_limit)
     vlm = runtime.load(
         name, dtype, revision=revision, adapter=adapter, kv_bits=kv_bits, kv_group_size=kv_group_size
     )
     session = Session(vlm) if resume is None else Session.restore(vlm, resume)
     if system is not None:
         session.system = system
-    how = How(max_tokens, sampling, options, preview)
+    how = How(max_tokens, sampling, options, preview, can_wire(wired))
     talking = Chat(session, how, sys.stdin is not None and sys.stdin.isatty(), resume)
     if talking.interactive:
         tell.say(f"[{name}, {str(vlm.dtype).removeprefix('mlx.core.')}; /help lists the commands]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,8 @@ def doctor(
 ) -> None:
     """Say what a model directory is, what is wrong with it, and how to repair it.
 
+    On a CPU, say which BLAS and which of its kernels run.
+
     Leaves with 1 if it will not load or would answer wrongly. Nothing is changed.
 
     \b
@@ -28,13 +31,12 @@ def doctor(
       fastvlm-mlx doctor --quick --json ./downloaded
     """
     from .. import progress
-    from ..convert.doctor.checks import examine
+    from ..convert.doctor.checks import examine, examine_blas
 
     with progress.bar("reading weights") as advance:
         report = examine(path, read_weights=not quick, progress=advance)
+    report = dataclasses.replace(report, findings=(*report.findings, *examine_blas()))
     if as_json:
-        import dataclasses
-
         body = dataclasses.asdict(report) | {"healthy": report.healthy}
         tell.print_line(json.dumps(body, ensure_ascii=False, default=str))
     else:

@@ -11,6 +11,7 @@ import typer
 from .. import tell
 from .options import (
     AdapterPath,
+    CacheLimit,
     Dtype,
     GridOption,
     ImageMode,
@@ -18,7 +19,10 @@ from .options import (
     Kernels,
     MaxTiles,
     Revision,
+    Wired,
+    can_wire,
     image_options,
+    limit_cache,
 )
 
 
@@ -60,6 +64,8 @@ def evaluate(
     grid: GridOption = None,
     max_tiles: MaxTiles = None,
     dtype: Dtype = None,
+    wired: Wired = False,
+    cache_limit: CacheLimit = None,
     kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
@@ -100,9 +106,10 @@ def evaluate(
     questions = datasets.located(replace(questions, rows=questions.rows[:limit]))
     metric = metric_of(metric, questions)
 
-    from .. import progress
+    from .. import allocator, progress
     from .. import vlm as runtime
 
+    limit_cache(cache_limit)
     vlm = runtime.load(model, dtype, revision=revision, adapter=adapter)
     settings = settings_of(
         vlm,
@@ -115,7 +122,8 @@ def evaluate(
         options=options,
     )
     with Predictions(predictions, settings) as kept, progress.bar("answering", "rows") as advance:
-        ask(vlm, questions, settings, kept, batch=batch, progress=advance)
+        with allocator.wired(vlm, can_wire(wired)):
+            ask(vlm, questions, settings, kept, batch=batch, progress=advance)
         report = reports.summed_up(settings, questions.rows, kept.said)
     tell.print_line(reports.as_text(report))
     if json_file:

@@ -36,6 +36,8 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    Wired,
+    can_wire,
     image_options,
     named,
 )
@@ -125,6 +127,7 @@ def generate(
             help="Encode the pictures one by one, let go of the vision tower, then read the language model.",
         ),
     ] = False,
+    wired: Wired = False,
     revision: Revision = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show the pictures first, on stderr, as blocks of colour.")
@@ -199,11 +202,13 @@ def generate(
         for picture in pictures if show else ():
             tell.say(blocks(picture))
 
+        from .. import allocator
         from .. import vlm as runtime
         from ..generate import collect
         from ..sampling import Sampling
 
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+        wired = can_wire(wired)
         package = vision_package
         if vision_backend == "coreml" and package is None:
             from .. import neural_engine
@@ -243,7 +248,7 @@ def generate(
         from ..sharding import shared
 
         question = shared(question, group)
-    with machines.together(group):
+    with machines.together(group), allocator.wired(vlm, wired):
         events = vlm.stream(
             question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, sampling=sampling
         )

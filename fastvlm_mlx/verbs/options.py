@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import hub, tell
+from ..amounts import size_bytes
 from ..config import KERNELS_VARIABLE
 from ..reading import MAX_FRAMES, MAX_TILES, ImageOptions, parsed_grid
 
@@ -133,6 +134,21 @@ Kernels = Annotated[
         "takes MLX's own operations. Default: tuned.",
     ),
 ]
+Wired = Annotated[
+    bool,
+    typer.Option(
+        "--wired",
+        help="On a Mac, keep memory wired while answering; several programs that do so can crash the system.",
+    ),
+]
+CacheLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-limit",
+        metavar="SIZE",
+        help="Keep at most SIZE of freed memory for reuse. Default: 1/16 of the memory, on the CPU 32 MiB.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 
 
@@ -144,6 +160,24 @@ def named(model: str | None, *, speaks: bool = True) -> str:
             "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
         )
     return hub.DEFAULT if model is None else model
+
+
+def limit_cache(cache_limit: str | None) -> None:
+    from ..allocator import limit_cache as limit
+
+    limit(None if cache_limit is None else int(size_bytes(cache_limit, "--cache-limit")))
+
+
+def can_wire(wired: bool) -> bool:
+    """Whether to wire memory, with a note where the device cannot."""
+    if not wired:
+        return False
+    from ..allocator import working_set_bytes
+
+    if working_set_bytes():
+        return True
+    tell.say("note: --wired has no effect here; this device reports no working set, as Macs do")
+    return False
 
 
 def image_options(

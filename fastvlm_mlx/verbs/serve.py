@@ -10,7 +10,18 @@ import typer
 
 from .. import tell
 from ..errors import ConfigError
-from .options import AdapterPath, Dtype, Kernels, KvBits, KvGroupSize, Model, Revision, named
+from .options import (
+    AdapterPath,
+    CacheLimit,
+    Dtype,
+    Kernels,
+    KvBits,
+    KvGroupSize,
+    Model,
+    Revision,
+    limit_cache,
+    named,
+)
 
 KEY_VARIABLE = "FASTVLM_MLX_API_KEY"
 _NEEDED = ("starlette", "uvicorn", "prometheus_client", "llguidance")
@@ -52,6 +63,7 @@ def serve(
     dtype: Dtype = None,
     kv_bits: KvBits = None,
     kv_group_size: KvGroupSize = 64,
+    cache_limit: CacheLimit = None,
     kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
@@ -89,6 +101,7 @@ def serve(
         body_bytes=int(size_bytes(max_request, "--max-request")),
         limits=Limits(remote=remote, most_bytes=int(size_bytes(max_image, "--max-image"))),
     )
+    limit_cache(cache_limit)
     listening = bound(host, port)
     engine = Engine(
         lambda: load(

@@ -178,9 +178,9 @@ def test_interrupted_what_was_measured_is_kept_and_marked(run: Run, tmp_path: Pa
 def test_rivals_that_do_not_fit_are_refused_before_they_are_made(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastvlm_mlx.bench import machine
+    from fastvlm_mlx import allocator
 
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 4 * 10**9)
+    monkeypatch.setattr(allocator, "memory_bytes", lambda: 4 * 10**9)
     monkeypatch.setattr(untrained, "build", None)
     done = run("bench", "--random", "0.5b", "--against", "convnext-xxl")
     assert done.code == 1

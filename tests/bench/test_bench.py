@@ -348,9 +348,9 @@ def test_bad_input_is_refused_in_one_line(
 def test_memory_of_a_random_model_is_checked_before_it_is_made(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastvlm_mlx.bench import machine
+    from fastvlm_mlx import allocator
 
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(allocator, "memory_bytes", lambda: 2**30)
     monkeypatch.setattr(untrained, "build", None)
     done = run("bench", "--random", "7b")
     assert done.code == 1

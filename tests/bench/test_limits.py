@@ -22,7 +22,7 @@ from fastvlm_mlx.convert.export.check import device_memory
 from fastvlm_mlx.tensorfile import TensorInfo
 
 M1_MAX = CHIPS["Apple M1 Max"]
-ON_M1_MAX = Machine("Apple M1 Max", "gpu", 32, 10, 2**36, "macOS", "3.13", "0.32", "0")
+ON_M1_MAX = Machine("Apple M1 Max", "gpu", 32, 10, 2**36, "macOS", "3.13", "0.32", "0", None)
 
 
 def run_of(**times: float) -> Measured:

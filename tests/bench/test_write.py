@@ -49,11 +49,3 @@ def test_an_unknown_section_is_refused(
     with pytest.raises(SystemExit):
         write.main()
     assert "choose from time" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", write.SECTIONS)
-def test_what_is_printed_names_its_machine(name: str) -> None:
-    """`bench` does in its report; counted operations are the same on any machine."""
-    script = write.SECTIONS[name].command.split()[1]
-    if script != "-m" and name != "operations":
-        assert "this_machine().words" in (write.ROOT / script).read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ def test_a_product_in_pieces_is_the_whole_one(
     relative_error: Callable[[Any, Any], float],
 ) -> None:
     monkeypatch.setattr(kernels, "_PIECE", 20)
-    monkeypatch.setattr(blas, "loaded", lambda: openblas)
+    monkeypatch.setattr(blas, "is_openblas", lambda: openblas)
     split, pieces = mx.split, []
 
     def noted(array: mx.array, ends: list[int]) -> list[mx.array]:

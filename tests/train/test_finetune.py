@@ -189,3 +189,26 @@ def test_a_run_does_not_go_on_from_another_base_of_the_same_name(base: Path, tmp
     mx.save_safetensors(str(model / "model.safetensors"), weights)
     with pytest.raises(FastVLMError, match="another"):
         tuned(tmp_path, model)
+
+
+ALIKE = [{"images": [], "question": f"What is {number}?", "answer": "red"} for number in (3, 4, 5, 6, 7, 8)]
+
+
+def test_two_ranks_take_the_step_of_one(base: Path, tmp_path: Path) -> None:
+    """Answers are equally long, so a batch's mean is the mean of its halves' means. Adam's moments show
+    gradients, where its steps would round them to signs."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tuning.rows(tmp_path / name, *ALIKE)
+    recipe = {
+        name: tuning.recipe(tmp_path / name, base, steps=2, train='["language"]') for name in ("one", "two")
+    }
+    finetune(recipes.read(recipe["one"]), tmp_path / "one" / "run")
+    command = (*PYTHON, "-m", "fastvlm_mlx", "train")
+    done = completed(command, recipe["two"], "-o", tmp_path / "two" / "run", "--processes", 2)
+    assert done.code == 0, done.err
+    first = "run/states/00-0000001/moments.safetensors"
+    one, two = (dict(mx.load(str(tmp_path / name / first))) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, array in one.items():
+        assert mx.allclose(array, two[name], rtol=1e-3, atol=1e-6), name
