@@ -230,9 +230,7 @@ def test_unenforceable_schema_is_refused(schema: Any, says: str, shapes: Shapes)
     assert len(str(error)) < 400
 
 
-def test_tokenizer_without_an_end_is_refused(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokenizer_without_an_end_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tokenizer, "id_of", lambda *_: None)
     with pytest.raises(CheckpointError, match="no <|im_end|>".replace("|", r"\|")):
         Shapes(tokenizer)
