@@ -1,4 +1,4 @@
-"""A data set of questions about pictures, read into rows: `fastvlm_mlx.dataset` says in which forms.
+"""A data set of questions about pictures, read into rows: `fastvlm_mlx.inputs.dataset` says in which forms.
 
 Of a conversation the last answer is the one asked for.
 """
@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from .. import dataset
 from ..config import IMAGE_MARK
-from ..dataset import Raw, Unreadable
 from ..errors import DataError
-from ..prompt import conversation
+from ..inputs import dataset
+from ..inputs.dataset import Raw, Unreadable
+from ..inputs.prompt import conversation
 
 NAME = ("id", "question_id", "questionId", "qid")
 CATEGORY = ("category", "question_type")

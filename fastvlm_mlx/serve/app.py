@@ -27,17 +27,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..decoding import Event, Finished, Token
 from ..errors import FastVLMError, PromptError
-from ..generate import refuse_beyond
-from ..prompt import assemble
-from ..reading import ImageOptions
+from ..inference.decoding import Event, Finished, Token
+from ..inference.generate import refuse_beyond
+from ..inputs.prompt import assemble
+from ..inputs.tiling import ImageOptions
 from ..vlm import VLM
-from . import pictures, reply, wire
-from .course import Course, Streamed, unless_gone
+from . import pictures, reply
 from .engine import Closing, Engine, Failed, Question
+from .json_schema import Shapes
 from .metrics import Metrics
-from .shape import Shapes
+from .progress import Course, Streamed, unless_gone
+from .request import Asked, Refused, chatml, parse
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ class _Service:
         self._enter()
         streaming = accepted = False
         try:
-            requested = wire.parse(await self._body(request))
+            requested = parse(await self._body(request))
             self._check_model(requested.model)
             question = await to_thread.run_sync(self._question, requested, limiter=self._decoding)
             course = Course(arrived, reply.Stops(requested.stop))
@@ -161,7 +162,7 @@ class _Service:
     # --- answers
 
     async def _whole(
-        self, requested: wire.Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
+        self, requested: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
     ) -> dict[str, Any]:
         text: list[str] = []
         logprobs: list[reply.TokenLogprob] = []
@@ -177,7 +178,7 @@ class _Service:
         return head.completion("".join(text), course.reason, course.usage(), course.timings(), shown)
 
     async def _chunks(
-        self, requested: wire.Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
+        self, requested: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
     ) -> AsyncGenerator[bytes]:
         yield reply.sse(head.opening())
         try:
@@ -233,7 +234,7 @@ class _Service:
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # browsers send other types across origins without asking
-            raise wire.Refused(f"the content type is {kind or 'missing'}; send application/json", 415)
+            raise Refused(f"the content type is {kind or 'missing'}; send application/json", 415)
         limit, body = self._settings.body_bytes, bytearray()
         try:
             async with asyncio.timeout(_BODY_S):
@@ -241,19 +242,19 @@ class _Service:
                     body += chunk
                     if len(body) > limit:
                         found = f"the request has more than {limit} bytes; send smaller pictures"
-                        raise wire.Refused(found, 413)
+                        raise Refused(found, 413)
         except TimeoutError:
-            raise wire.Refused(
+            raise Refused(
                 f"the request did not arrive within {_BODY_S} s; send smaller pictures", 408
             ) from None
         return bytes(body)
 
-    def _question(self, requested: wire.Asked) -> Question:
+    def _question(self, requested: Asked) -> Question:
         """Fetch and decode the pictures and tokenize. Takes seconds, so it runs in a worker thread."""
-        text, links = wire.chatml(requested.messages)
+        text, links = chatml(requested.messages)
         if len(links) > _MOST_PICTURES:
             found = f"the request has {len(links)} pictures; send at most {_MOST_PICTURES}"
-            raise wire.Refused(found, param="messages", code="too_many_images")
+            raise Refused(found, param="messages", code="too_many_images")
         limits = self._settings.limits
         shown = [
             self._vlm.picture(pictures.open_link(link, limits), ImageOptions(requested.image_size))
@@ -265,7 +266,7 @@ class _Service:
         try:
             refuse_beyond(self._vlm.config.text.context, [prompt])
         except PromptError as error:
-            raise wire.Refused(str(error), param="messages", code="context_length_exceeded") from None
+            raise Refused(str(error), param="messages", code="context_length_exceeded") from None
         form = requested.form
         shape = None if form is None else self._shared_shapes().begin(form)
         max_tokens = self._settings.max_tokens if requested.max_tokens is None else requested.max_tokens
@@ -284,9 +285,9 @@ class _Service:
             name = urlsplit(f"//{host}").hostname
         except ValueError:  # such as an open bracket
             found = f"the Host header {host!r} is not a host name; use the server's address"
-            raise wire.Refused(found) from None
+            raise Refused(found) from None
         if hosts and name not in hosts:
-            raise wire.Refused(f"this server is not called {host!r}; use its own address", 403)
+            raise Refused(f"this server is not called {host!r}; use its own address", 403)
 
     def _check_key(self, request: Request) -> None:
         self._check_host(request)
@@ -296,12 +297,12 @@ class _Service:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
             found = "the API key is missing or wrong; send Authorization: Bearer …"
-            raise wire.Refused(found, 401, code="invalid_api_key")
+            raise Refused(found, 401, code="invalid_api_key")
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._settings.name:
             found = f"there is no model {name!r} here; use {self._settings.name!r}"
-            raise wire.Refused(found, 404, param="model", code="model_not_found")
+            raise Refused(found, 404, param="model", code="model_not_found")
 
     def _models(self) -> dict[str, Any]:
         dtype = str(self._vlm.dtype).removeprefix("mlx.core.")
@@ -331,7 +332,7 @@ class _Service:
             self._metrics.speed.observe(course.tokens_per_s)
 
 
-class _Busy(wire.Refused):
+class _Busy(Refused):
     def __init__(self, retry_s: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_s} s", 429, code="queue_full")
         self.retry_s = retry_s
@@ -345,20 +346,20 @@ async def _error_response(request: Request, error: Exception) -> Response:
     return JSONResponse(refused.body(), refused.status, headers)
 
 
-def _as_refused(error: Exception) -> wire.Refused:
+def _as_refused(error: Exception) -> Refused:
     match error:
-        case wire.Refused():
+        case Refused():
             return error
         case Closing():
-            return wire.Refused(str(error), 503)
+            return Refused(str(error), 503)
         case FastVLMError():
-            return wire.Refused(str(error))
+            return Refused(str(error))
         case HTTPException():
-            return wire.Refused(f"{error.detail}; see /v1/models and /v1/chat/completions", error.status_code)
+            return Refused(f"{error.detail}; see /v1/models and /v1/chat/completions", error.status_code)
         case ClientDisconnect():
-            return wire.Refused("the client disconnected", _GONE)
+            return Refused("the client disconnected", _GONE)
         case _:
-            return wire.Refused("the server failed on this request; see its log", 500)
+            return Refused("the server failed on this request; see its log", 500)
 
 
 class _Counting:

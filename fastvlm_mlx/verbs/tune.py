@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
 from ..errors import ConfigError
+from ..terminal import output
 from .bench_jobs import Asked, Files
 from .kernel_jobs import try_out
 from .options import MODEL_VARIABLE, Dtype, ImageSize, Revision, image_options
@@ -57,7 +57,7 @@ def tune(
         from ..kernels import choice
 
         had = choice.forget()
-        return tell.say("What was chosen is forgotten." if had else "There was nothing to forget.")
+        return output.say("What was chosen is forgotten." if had else "There was nothing to forget.")
     if model is not None and random is not None:
         raise ConfigError("--model and --random name two models; give one of them")
     options = image_options(image_size, None, None, None, reference=False)

@@ -14,8 +14,10 @@ import pytest
 from albums import album, drawn, lines, records, said, shard
 from command import MODEL, Ran, Run
 
-from fastvlm_mlx import VLM, ImageOptions, generate, progress
-from fastvlm_mlx.sampling import Sampling
+from fastvlm_mlx import VLM, ImageOptions
+from fastvlm_mlx.inference import generate
+from fastvlm_mlx.inference.sampling import Sampling
+from fastvlm_mlx.terminal import progress
 
 TOKENS, SIZE = 6, 64
 QUESTION = "Describe the image."
