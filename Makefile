@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 GOLDEN := tests/golden
 PICTURES := examples/pictures
 DEMO := .demo
+PACKAGED := .packaged
 JOBS ?= 2
 
-.PHONY: help demo test test-slow lint types bench clean
+.PHONY: help demo test test-slow lint types package bench clean
 
 help:
 	@echo "make demo       three pictures, three questions, three answers; then a conversion"
 	@echo "make test       lint, type-check and test"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make package    wheel and sdist, checked, installed elsewhere and asked a question"
 	@echo "make bench      times, other encoders, mlx-vlm, Core ML, conversion (35 GB of disk): writes docs/benchmarks.md"
 	@echo "make clean      remove what the above made"
 
@@ -53,9 +55,22 @@ lint: $(VENV)/tested
 types: $(VENV)/tested
 	$(BIN)/mypy fastvlm_mlx tiny
 
+# From an empty folder, so that nothing of the checkout is imported.
+package: $(VENV)/installed
+	rm -rf dist build $(PACKAGED) && mkdir -p $(PACKAGED)
+	$(BIN)/pip install -q --disable-pip-version-check build twine
+	$(BIN)/python -m build -q .
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv $(PACKAGED)/venv
+	$(PACKAGED)/venv/bin/pip install -q --disable-pip-version-check dist/*.whl
+	cp $(PICTURES)/chart.png $(PACKAGED)/ && cd $(PACKAGED) && \
+	    venv/bin/fastvlm-mlx generate chart.png -m tiny -p "Which bar is tallest?" | grep -x H
+	$(PACKAGED)/venv/bin/pip install -q --disable-pip-version-check --force-reinstall --no-deps dist/*.tar.gz
+	cd $(PACKAGED) && venv/bin/fastvlm-mlx generate chart.png -m tiny -p "Which bar is tallest?" | grep -x H
+
 bench: $(VENV)/tested
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/write.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) $(DEMO) $(PACKAGED) dist .mypy_cache .ruff_cache .pytest_cache build *.egg-info

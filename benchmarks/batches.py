@@ -9,10 +9,11 @@ import random
 import sys
 from pathlib import Path
 
-from fastvlm_mlx import Text, generate
+from fastvlm_mlx import Text
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
+from fastvlm_mlx.inference import generate
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 from fastvlm_mlx.models.fastvlm import FastVLM
-from fastvlm_mlx.tokenizer import Tokenizer
 
 import mlx.core as mx  # isort: skip  - after fastvlm_mlx, which prefers OpenBLAS
 from mlx.utils import tree_map

@@ -20,10 +20,10 @@ from fastvlm_mlx.bench.machine import this_machine  # isort: skip  - prefers Ope
 import mlx.core as mx
 import numpy as np
 
-from fastvlm_mlx.checkpoint import parameters
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.convert.export import coreml_program
 from fastvlm_mlx.models.vision import FastViTHD
+from fastvlm_mlx.weights.checkpoint import parameters
 
 SMALL = VisionConfig((1, 2, 2, 2, 1), (8, 16, 32, 64, 128))
 # (precision, weights) -> largest relative error

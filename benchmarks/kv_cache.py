@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from fastvlm_mlx.config import TextConfig
-from fastvlm_mlx.models.cache import KVCache, packing
+from fastvlm_mlx.models.kv_cache import KVCache, packing
 from fastvlm_mlx.models.qwen2 import Qwen2
 
 KINDS = {"floats": None, "8 bit": 8, "4 bit": 4}

@@ -22,7 +22,7 @@ from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate import report as reports
 from fastvlm_mlx.evaluate.predictions import Predictions
 from fastvlm_mlx.evaluate.run import ask, settings_of
-from fastvlm_mlx.reading import ImageOptions
+from fastvlm_mlx.inputs.tiling import ImageOptions
 from fastvlm_mlx.vlm import VLM
 from tiny import album
 

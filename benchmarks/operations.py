@@ -64,9 +64,9 @@ import mlx.nn as nn  # noqa: E402
 import peers  # noqa: E402
 from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
 
-from fastvlm_mlx.checkpoint import DTYPES  # noqa: E402
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig  # noqa: E402
 from fastvlm_mlx.models.fastvlm import FastVLM  # noqa: E402
+from fastvlm_mlx.weights.checkpoint import DTYPES  # noqa: E402
 
 QWEN2_05B = TextConfig(896, 24, 14, 2, 4864, 151_936, tied=True)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_mlx.serve.shape import END, Shapes
-from fastvlm_mlx.serve.wire import Form
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
+from fastvlm_mlx.serve.json_schema import END, Shapes
+from fastvlm_mlx.serve.request import Form
 
 SMALL = Path(__file__).parent.parent / "tests/golden/checkpoints/hf-timm-unfused/untied/tokenizer.json"
 SCHEMA = {

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 from fastvlm_mlx import VLM, load
-from fastvlm_mlx.allocator import memory_bytes
 from fastvlm_mlx.bench import fitting, untrained
 from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.bench.measure import Case, Run, interleaved
 from fastvlm_mlx.bench.report import median
 from fastvlm_mlx.bench.table import Table
 from fastvlm_mlx.bench.variants import VARIANTS
+from fastvlm_mlx.inference.allocator import memory_bytes
 
 import mlx.core as mx  # isort: skip  - after fastvlm_mlx, which prefers OpenBLAS
 

@@ -15,7 +15,7 @@ from fastvlm_mlx import Event, ImageOptions, Prefilled, Session, Token
 from fastvlm_mlx.bench import measure, untrained
 from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.bench.variants import VARIANTS
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
 import mlx.core as mx  # isort: skip  - after fastvlm_mlx, which prefers OpenBLAS
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoint import FusedWeights
 from ..config import GROUP_SIZES, ModelConfig, Quantization
 from ..errors import ConfigError
 from ..models.fastvlm import FastVLM
+from ..weights.checkpoint import FusedWeights
 
 _LANGUAGE = r"language\."
 _PICTURES = r"(vision|projector)\."

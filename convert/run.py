@@ -8,11 +8,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .. import __version__, atomic, checkpoint
-from ..checkpoint import CONFIG, FusedWeights
+from .. import __version__
 from ..config import ModelConfig, from_json, is_canonical, read_json
 from ..errors import CheckpointError
-from ..tokenizer import Tokenizer
+from ..files import atomic
+from ..inputs.tokenizer import Tokenizer
+from ..weights import checkpoint
+from ..weights.checkpoint import CONFIG, FusedWeights
 from . import card
 from .quantize import Recipe, bits_per_weight, quantize
 from .read.translate import translate

@@ -16,12 +16,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from .. import checkpoint
 from ..config import ModelConfig, is_canonical, read_json
 from ..errors import CheckpointError
-from ..image import preprocess
-from ..prompt import Picture, Prompt, Text, assemble, render
-from ..tokenizer import Tokenizer
+from ..inputs.image import preprocess
+from ..inputs.prompt import Picture, Prompt, Text, assemble, render
+from ..inputs.tokenizer import Tokenizer
+from ..weights import checkpoint
 from .fuse import reference
 from .quantize import Recipe
 from .read.translate import read_source

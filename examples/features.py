@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 import fastvlm_mlx
-from fastvlm_mlx.image import preprocess
+from fastvlm_mlx.inputs.image import preprocess
 
 model, picture, out = sys.argv[1:]
 vlm = fastvlm_mlx.load(model, dtype="float32")

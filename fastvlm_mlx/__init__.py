@@ -17,7 +17,6 @@ prefer_fast_blas()  # before anything loads mlx.core
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .decoding import Event, Finished, Prefilled, Token
     from .errors import (
         CheckpointError,
         ConfigError,
@@ -27,29 +26,30 @@ if TYPE_CHECKING:
         ImageError,
         PromptError,
     )
-    from .generate import Answer
-    from .memory import Features
-    from .prompt import Clip, Picture, Prompt, Text
-    from .reading import ImageOptions
-    from .sampling import Sampling
-    from .session import Session
-    from .video import Video
+    from .inference.caches import Features
+    from .inference.decoding import Event, Finished, Prefilled, Token
+    from .inference.generate import Answer
+    from .inference.sampling import Sampling
+    from .inference.session import Session
+    from .inputs.prompt import Clip, Picture, Prompt, Text
+    from .inputs.tiling import ImageOptions
+    from .inputs.video import Video
     from .vlm import VLM, load
 
 # Resolved on first use, so that `fastvlm-mlx --help` need not load MLX.
 _HOMES = {
-    "decoding": ("Event", "Finished", "Prefilled", "Token"),
+    "inference.decoding": ("Event", "Finished", "Prefilled", "Token"),
     "errors": (
         *("CheckpointError", "ConfigError", "DataError", "FastVLMError"),
         *("HubError", "ImageError", "PromptError"),
     ),
-    "generate": ("Answer",),
-    "memory": ("Features",),
-    "prompt": ("Clip", "Picture", "Prompt", "Text"),
-    "reading": ("ImageOptions",),
-    "sampling": ("Sampling",),
-    "session": ("Session",),
-    "video": ("Video",),
+    "inference.generate": ("Answer",),
+    "inference.caches": ("Features",),
+    "inputs.prompt": ("Clip", "Picture", "Prompt", "Text"),
+    "inputs.tiling": ("ImageOptions",),
+    "inference.sampling": ("Sampling",),
+    "inference.session": ("Session",),
+    "inputs.video": ("Video",),
     "vlm": ("VLM", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

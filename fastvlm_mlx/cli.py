@@ -11,8 +11,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import __version__, tell
+from . import __version__
 from .errors import FastVLMError
+from .terminal import output
 from .verbs.bench import bench
 from .verbs.caption import caption
 from .verbs.chat import chat
@@ -46,7 +47,7 @@ def root(
 ) -> None:
     """Apple's FastVLM on Apple Silicon: ask questions about pictures, convert, train and measure models."""
     if version:
-        tell.print_line(__version__)
+        output.print_line(__version__)
         raise typer.Exit
 
 
@@ -85,7 +86,7 @@ def main() -> NoReturn:
         command = error.ctx.command_path if error.ctx else "fastvlm-mlx"
         text = error.format_message().rstrip(".")
         if text.startswith("Usage:"):  # no arguments: the help is the output
-            tell.print_line(text)
+            output.print_line(text)
             status = 2
         else:
             status = _failed(f"{text}; try `{command} --help`", 2)
@@ -102,7 +103,7 @@ def main() -> NoReturn:
 
 
 def _failed(text: str, status: int) -> int:
-    tell.say(f"fastvlm-mlx: {' '.join(text.splitlines())}" if text else "")
+    output.say(f"fastvlm-mlx: {' '.join(text.splitlines())}" if text else "")
     return status
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .strict import parse
+from .files.strict import parse
 
 FORMAT = "fastvlm-mlx"
 FORMAT_VERSION = 1

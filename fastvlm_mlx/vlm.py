@@ -14,20 +14,23 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from . import checkpoint, generate, hub, image, lora, neural_engine, thread_exit
-from .checkpoint import Loaded
 from .config import GROUP_SIZES, IMAGE_MARK, STRIDE, ImageConfig, ModelConfig, Quantization
-from .decoding import Event, Guesser
 from .errors import ConfigError, ImageError, PromptError
-from .generate import Answer
-from .guessing import Both, Draft, Repetitions
-from .models.cache import packing
+from .inference import generate, thread_exit
+from .inference.decoding import Event, Guesser
+from .inference.generate import Answer
+from .inference.sampling import Sampling
+from .inference.speculative import Both, Draft, Repetitions
+from .inputs import image
+from .inputs.prompt import Clip, Picture, Prompt, assemble, marked, positions, render
+from .inputs.tiling import ImageOptions
+from .inputs.tokenizer import Tokenizer
+from .inputs.video import Advance, Video, is_video, opened
+from .models import coreml_tower, lora
 from .models.fastvlm import FastVLM
-from .prompt import Clip, Picture, Prompt, assemble, marked, positions, render
-from .reading import ImageOptions
-from .sampling import Sampling
-from .tokenizer import Tokenizer
-from .video import Advance, Video, is_video, opened
+from .models.kv_cache import packing
+from .weights import checkpoint, hub
+from .weights.checkpoint import Loaded
 
 Pixels = mx.array | npt.NDArray[Any]  # floats; of numpy's arrays, uint8 is read as a picture file would be
 Image = image.Source | Pixels | Picture | tuple[Picture, ...]  # the last is one picture in pieces
@@ -66,7 +69,7 @@ def load(
         dtype = checkpoint.DTYPES[dtype]
     widened = None if adapter is None else lora.read(Path(adapter).expanduser())
     if vision_package is not None:
-        neural_engine.require()
+        coreml_tower.require()
     if group is not None and group.size() == 1:
         group = None
     if group is not None and low_memory:
@@ -79,7 +82,7 @@ def load(
         head_dim = loaded.config.text.head_dim
         loaded.model.language.packing = packing(kv_bits, kv_group_size, head_dim)
     if vision_package is not None:
-        tower = neural_engine.load(Path(vision_package).expanduser(), loaded.dtype)
+        tower = coreml_tower.load(Path(vision_package).expanduser(), loaded.dtype)
         tower.check(loaded.config.vision)
         loaded.model.vision = tower  # type: ignore[assignment]  # called as the other is
         of_its_size = dataclasses.replace(

@@ -11,7 +11,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from fastvlm_mlx import Sampling, checkpoint
+from fastvlm_mlx import Sampling
+from fastvlm_mlx.weights import checkpoint
 
 PACKED = "packed"  # names that begin so are computed from packed matrices, on the CPU too
 Found = Mapping[str, npt.NDArray[np.float32]]

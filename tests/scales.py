@@ -9,11 +9,11 @@ from typing import Literal
 import mlx.core as mx
 from command import MODEL
 
-from fastvlm_mlx import checkpoint
 from fastvlm_mlx.config import MultiScaleConfig
 from fastvlm_mlx.convert.run import read
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 from fastvlm_mlx.models.fastvlm import FastVLM
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.weights import checkpoint
 
 STAGES = (2, 3, 4)
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fastvlm_mlx import Session, generate
+from fastvlm_mlx import Session
+from fastvlm_mlx.inference import generate
 
 TOKENS = 12
 FIRST, SECOND, THIRD = "What is in the picture?", "Which colour is it?", "Are you sure?"

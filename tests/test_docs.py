@@ -18,8 +18,10 @@ from checkpoints import golden
 from command import Run
 
 import fastvlm_mlx
-from fastvlm_mlx import cli, hub, lora
+from fastvlm_mlx import cli
 from fastvlm_mlx.convert.export import swift
+from fastvlm_mlx.models import lora
+from fastvlm_mlx.weights import hub
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,26 +10,27 @@ import fastvlm_mlx
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    "errors blas progress journal ahead thread_exit",
-    "strict atomic amounts",
+    "errors blas files.journal inputs.prefetch terminal.progress inference.thread_exit",
+    "files.strict files.atomic terminal.units",
     "config",
-    "reading kernels",
-    "image tokenizer prompt tensorfile sampling models.cache models.products dataset preview dropped lines",
-    "models.vision models.projector models.qwen2 neural_engine sharding video",
-    "models.fastvlm memory saved",
-    "lora decoding",
-    "checkpoint hub generate guessing",
+    "inputs.tiling kernels",
+    "inputs.image inputs.tokenizer inputs.prompt inputs.dataset weights.tensorfile inference.sampling "
+    "models.kv_cache models.linear terminal.preview terminal.path_input terminal.line_editor",
+    "models.vision models.projector models.qwen2 models.coreml_tower inference.sharding inputs.video",
+    "models.fastvlm inference.caches inference.session_file",
+    "models.lora inference.decoding",
+    "weights.checkpoint weights.hub inference.generate inference.speculative",
     "vlm convert",
-    "session allocator",
+    "inference.session inference.allocator",
     "bench caption evaluate serve train",
-    "tell",
-    "chat",
+    "terminal.output",
+    "terminal.chat",
     "verbs",
     "cli",
     "__main__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-SEAM = ("checkpoint", "convert")  # the one lazy import upwards: other layouts are translated on load
+SEAM = ("weights.checkpoint", "convert")  # the one lazy import upwards: other layouts are translated on load
 
 
 def rooms() -> list[tuple[str, Path]]:
@@ -68,13 +69,22 @@ def imported(name: str, path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "path"), rooms(), ids=[name for name, _ in rooms()])
-def test_imports_run_strictly_downward(name: str, path: Path) -> None:
-    own = room_of(name)
-    assert own is not None, f"{name} has no floor: add it to FLOORS"
-    for target in {room_of(module) for module in imported(name, path)} - {None, own}:
-        if (own, target) != SEAM:
-            assert FLOOR_OF[target] < FLOOR_OF[own], f"{name} imports {target}"
+def test_imports_run_strictly_downward() -> None:
+    for name, path in rooms():
+        own = room_of(name)
+        assert own is not None, f"{name} has no floor: add it to FLOORS"
+        for target in {room_of(module) for module in imported(name, path)} - {None, own}:
+            if (own, target) != SEAM:
+                assert FLOOR_OF[target] < FLOOR_OF[own], f"{name} imports {target}"
+
+
+def test_the_page_on_design_prints_this_table() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = [
+        f"| {floor} | {', '.join(f'`{room}`' for room in FLOORS[floor].split())} |"
+        for floor in range(len(FLOORS))
+    ]
+    assert "\n".join(reversed(rows)) in page
 
 
 def test_everything_public_exists_and_nothing_else_is_promised() -> None:
@@ -88,21 +98,21 @@ def test_everything_public_exists_and_nothing_else_is_promised() -> None:
 
 def test_evaluation_happens_only_where_it_is_expected() -> None:
     allowed = {
-        "decoding",
-        "vlm",
-        "prompt",
-        "memory",
+        "inference.decoding",
+        "inference.caches",
+        "inference.session_file",
+        "inference.sharding",
+        "inputs.prompt",
         "kernels.depthwise",
         "kernels.measure",
         "kernels.lanes",
-        "checkpoint",
-        "tensorfile",
-        "saved",
+        "weights.checkpoint",
+        "weights.tensorfile",
         "train.trainer",
         "train.state",
         "bench.untrained",
         "bench.peer_mlx_vlm",
-        "sharding",
+        "vlm",
     }
     allowed |= {"convert.doctor.inspect", "convert.verify"}
     for name, path in rooms():

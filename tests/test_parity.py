@@ -13,12 +13,13 @@ import pytest
 from checkpoints import LAYOUT_OF, PACKINGS, VARIANTS, build, golden, stored
 
 import fastvlm_mlx
-from fastvlm_mlx import VLM, Picture, Prompt, Text, checkpoint, kernels
+from fastvlm_mlx import VLM, Picture, Prompt, Text, kernels
 from fastvlm_mlx.convert.read.translate import translate
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.kernels import activation
 from fastvlm_mlx.kernels.candidates import Candidate, Problem, able, device
 from fastvlm_mlx.models.fastvlm import FastVLM
+from fastvlm_mlx.weights import checkpoint
 
 Array = np.ndarray
 Numbers = dict[str, Array]

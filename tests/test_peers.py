@@ -17,10 +17,11 @@ import pytest
 from checkpoints import LAYOUT_OF, PACKINGS, Config, Weights, golden, stored
 from mlx.utils import tree_flatten
 
-from fastvlm_mlx import VLM, Text, hub, load
+from fastvlm_mlx import VLM, Text, load
 from fastvlm_mlx.config import TextConfig
 from fastvlm_mlx.convert.export.swift import export
 from fastvlm_mlx.models.qwen2 import Qwen2
+from fastvlm_mlx.weights import hub
 
 ErrorOf = Callable[[Any, Any], float]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fastvlm_mlx
-from fastvlm_mlx.image import fetch
-from fastvlm_mlx.prompt import positions
+from fastvlm_mlx.inputs.image import fetch
+from fastvlm_mlx.inputs.prompt import positions
 
 PICTURE = "http://images.cocodataset.org/val2017/000000039769.jpg"
 LAST_LOGITS = {

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastvlm_mlx import progress
-from fastvlm_mlx.atomic import new_directory
+from fastvlm_mlx.files.atomic import new_directory
+from fastvlm_mlx.terminal import progress
 
 from .composing import scene
 from .drawing import draw

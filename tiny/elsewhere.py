@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvlm_mlx.atomic import new_directory
+from fastvlm_mlx.files.atomic import new_directory
 
 from .words import TEST_WORDS
 

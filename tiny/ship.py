@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from fastvlm_mlx import checkpoint
 from fastvlm_mlx.convert import quantize
 from fastvlm_mlx.convert.export.swift import export as export_swift
 from fastvlm_mlx.convert.fuse import reference
@@ -31,6 +30,7 @@ from fastvlm_mlx.evaluate import report as reports
 from fastvlm_mlx.evaluate.predictions import Predictions
 from fastvlm_mlx.evaluate.run import ask, settings_of
 from fastvlm_mlx.vlm import VLM, load
+from fastvlm_mlx.weights import checkpoint
 
 import mlx.core as mx  # isort: skip  - after fastvlm_mlx, which prefers OpenBLAS
 import mlx.nn as nn  # isort: skip

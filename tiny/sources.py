@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_mlx.config import IMAGE_MARK
-from fastvlm_mlx.prompt import render
+from fastvlm_mlx.inputs.prompt import render
 from fastvlm_mlx.train.batches import Batch, Integers, Sample, Share, collate, conversation
 from fastvlm_mlx.train.data import tokenizer_at
 

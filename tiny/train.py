@@ -17,12 +17,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from fastvlm_mlx import progress as progress_bar
 from fastvlm_mlx.blas import keep_freed_memory
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.prompt import render
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.inputs.prompt import render
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
+from fastvlm_mlx.terminal import progress as progress_bar
 from fastvlm_mlx.train import export, form, ranks
 from fastvlm_mlx.train.report import Report
 from fastvlm_mlx.train.state import Progress, State, make_folder, once, resume, trim_log

@@ -9,8 +9,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from fastvlm_mlx.atomic import new_directory
-from fastvlm_mlx.tokenizer import SPLIT, Tokenizer
+from fastvlm_mlx.files.atomic import new_directory
+from fastvlm_mlx.inputs.tokenizer import SPLIT, Tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

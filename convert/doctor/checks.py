@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ... import blas, checkpoint
+from ... import blas
 from ...config import from_json
 from ...errors import CheckpointError, FastVLMError
+from ...weights import checkpoint
 from ..export.check.entry import judge as judge_export
 from ..read import source_config
 from ..read.tensor_names import APPLE_APP, MLX_VLM

@@ -19,12 +19,12 @@ import mlx.core as mx
 import numpy as np
 import tokenizers
 
-from ... import checkpoint, tensorfile
 from ...config import Quantization, TextConfig, VisionConfig, from_json, is_canonical, read_json
 from ...errors import FastVLMError
+from ...inputs.tokenizer import Tokenizer
 from ...models.fastvlm import FastVLM
-from ...tensorfile import TensorInfo
-from ...tokenizer import Tokenizer
+from ...weights import checkpoint, tensorfile
+from ...weights.tensorfile import TensorInfo
 from ..read import source_config, tensor_shapes
 from ..read.tensor_names import Layout, detect
 from ..read.tensor_shapes import Shapes

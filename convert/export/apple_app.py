@@ -13,11 +13,11 @@ from pathlib import Path
 import mlx.core as mx
 
 from ... import __version__
-from ...atomic import TOWER_PACKAGE
-from ...checkpoint import CONFIG
 from ...config import IMAGE_MARK
 from ...errors import ConfigError
-from ...tokenizer import Tokenizer
+from ...files.atomic import TOWER_PACKAGE
+from ...inputs.tokenizer import Tokenizer
+from ...weights.checkpoint import CONFIG
 from ..doctor.inspect import Report
 from ..read.tensor_names import APPLE_APP
 from . import app_card, coreml_program, llava_config, steps, swift_files

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ... import __version__, atomic, checkpoint
+from ... import __version__
 from ...config import ModelConfig
 from ...errors import ConfigError
-from ...image import check_options
-from ...tokenizer import Tokenizer
+from ...files import atomic
+from ...inputs.image import check_options
+from ...inputs.tokenizer import Tokenizer
+from ...weights import checkpoint
 from .. import card
 from ..run import read
 from . import app_card, coreml_program, steps

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import __version__
-from ...atomic import TOWER_PACKAGE
 from ...config import STRIDE, VisionConfig
 from ...errors import CheckpointError, ConfigError
-from ...neural_engine import FEATURES
+from ...files.atomic import TOWER_PACKAGE
+from ...models.coreml_tower import FEATURES
 from ..fuse.released import interleaved
 
 EMBEDDINGS = "image_embeddings"

@@ -10,11 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ... import atomic, checkpoint
-from ...checkpoint import CONFIG
 from ...config import ModelConfig, Quantization, is_canonical, read_json
 from ...errors import CheckpointError, ConfigError
-from ...tokenizer import Tokenizer
+from ...files import atomic
+from ...inputs.tokenizer import Tokenizer
+from ...weights import checkpoint
+from ...weights.checkpoint import CONFIG
 from .. import card
 from ..doctor.inspect import Report
 from ..fuse.released import Released, of_raw, of_run

@@ -12,9 +12,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from ... import __version__
-from ...checkpoint import CONFIG
 from ...config import ModelConfig, Quantization
-from ...tokenizer import Tokenizer
+from ...inputs.tokenizer import Tokenizer
+from ...weights.checkpoint import CONFIG
 from ..doctor.inspect import Report
 from ..read.tensor_names import MLX_VLM
 from . import app_card, steps, swift_files

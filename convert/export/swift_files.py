@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...config import STRIDE, ModelConfig, Quantization
-from ...prompt import DEFAULT_SYSTEM
-from ...tokenizer import Tokenizer
+from ...inputs.prompt import DEFAULT_SYSTEM
+from ...inputs.tokenizer import Tokenizer
 from . import llava_config
 
 IMAGE_INDEX = -200  # mlx-vlm silently drops the picture where it is not negative

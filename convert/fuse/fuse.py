@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ...checkpoint import FusedWeights
 from ...config import Quantization, TextConfig, VisionConfig
+from ...weights.checkpoint import FusedWeights
 from ..read.tensor_names import RawWeights
 from . import arithmetic
 from .arithmetic import BatchNorm, Kernel

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from ...config import STRIDE, ImageConfig, MultiScaleConfig, TextConfig, VisionConfig, read_json
 from ...errors import ConfigError
-from ...strict import parse
-from ...tokenizer import Tokenizer
+from ...files.strict import parse
+from ...inputs.tokenizer import Tokenizer
 
 T = TypeVar("T")
 _KINDS = {int: "a whole number", float: "a number", dict: "an object", list: "a list"}

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...checkpoint import parameters
 from ...config import (
     BITS,
     GROUP_SIZES,
@@ -24,6 +23,7 @@ from ...config import (
     VisionConfig,
 )
 from ...models.fastvlm import FastVLM
+from ...weights.checkpoint import parameters
 
 Shapes = dict[str, tuple[int, ...]]  # NHWC
 

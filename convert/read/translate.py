@@ -11,11 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from ... import checkpoint
-from ...checkpoint import FusedWeights
 from ...config import ModelConfig, Quantization, TextConfig, VisionConfig, read_json
 from ...errors import CheckpointError
-from ...tokenizer import Tokenizer
+from ...inputs.tokenizer import Tokenizer
+from ...weights import checkpoint
+from ...weights.checkpoint import FusedWeights
 from ..fuse.fuse import fuse
 from . import source_config, tensor_shapes
 from .tensor_names import APPLE_APP, Layout, RawWeights, detect, rename

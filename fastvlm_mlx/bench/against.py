@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoint import Loaded, parameters
 from ..errors import ConfigError
+from ..inputs.prompt import Picture, Prompt
 from ..models.fastvlm import FastVLM
 from ..models.projector import Projector
-from ..prompt import Picture, Prompt
 from ..vlm import VLM
+from ..weights.checkpoint import Loaded, parameters
 from . import untrained
 from .measure import Case, Run, Turn
 from .report import median

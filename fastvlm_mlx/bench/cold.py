@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..reading import named
+from ..inputs.tiling import named
 from .measure import Case, picture
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..config import STRIDE, ModelConfig
-from ..decoding import PIXELS_AT_ONCE
 from ..errors import ConfigError
-from ..reading import Sides
+from ..inference.decoding import PIXELS_AT_ONCE
+from ..inputs.tiling import Sides
 from . import cost
 
 SIZES = (256, 512, 768, 1024, 1536)

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import __version__, blas
-from ..allocator import memory_bytes
+from ..inference.allocator import memory_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .. import generate, image
-from ..decoding import Finished, Prefilled, Token
-from ..prompt import Picture, Prompt
-from ..reading import Grid, ImageOptions
+from ..inference import generate
+from ..inference.decoding import Finished, Prefilled, Token
+from ..inputs import image
+from ..inputs.prompt import Picture, Prompt
+from ..inputs.tiling import Grid, ImageOptions
 from ..vlm import VLM
 
 SIDES = 1920, 1080  # of the picture that is asked about

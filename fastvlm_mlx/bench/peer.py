@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from .. import generate
 from ..errors import CheckpointError, ConfigError
-from ..prompt import Prompt
-from ..reading import ImageOptions
+from ..inference import generate
+from ..inputs.prompt import Prompt
+from ..inputs.tiling import ImageOptions
 from ..vlm import VLM
 from .measure import QUESTION, Case, Run, Timed, picture
 from .report import median

@@ -12,12 +12,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoint import Loaded, lazy_weights
 from ..config import ModelConfig, read_json
 from ..convert.export.swift import export
 from ..errors import ConfigError
 from ..models.fastvlm import FastVLM
 from ..vlm import VLM
+from ..weights.checkpoint import Loaded, lazy_weights
 from .peer import Peer, answer, versions
 
 NAME = "mlx-vlm"

@@ -16,16 +16,17 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from .. import checkpoint, progress
-from ..checkpoint import CONFIG, write_shards
 from ..config import ModelConfig
 from ..convert.export.steps import source_of
 from ..convert.read.tensor_names import HF_TIMM
 from ..convert.verify import LAST, Cases, Outputs
 from ..errors import CheckpointError, ConfigError
-from ..prompt import Picture, Prompt, Text
-from ..tokenizer import Tokenizer
+from ..inputs.prompt import Picture, Prompt, Text
+from ..inputs.tokenizer import Tokenizer
+from ..terminal import progress
 from ..vlm import VLM
+from ..weights import checkpoint
+from ..weights.checkpoint import CONFIG, write_shards
 from .measure import QUESTION, Case, Run, picture
 from .peer import ANSWER, Peer, versions
 

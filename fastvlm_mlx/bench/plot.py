@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import require_writable, write_file
 from ..errors import ConfigError
+from ..files.atomic import require_writable, write_file
 from .measure import PARTS, Case, Run
 from .planning import Point, on_front
 from .report import Cases, Setting, facts, median

@@ -10,11 +10,11 @@ from mlx.utils import tree_unflatten
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from ..checkpoint import Loaded, parameters
 from ..config import ModelConfig, Quantization
+from ..inputs.tokenizer import Tokenizer
 from ..models.fastvlm import FastVLM
-from ..tokenizer import Tokenizer
 from ..vlm import VLM
+from ..weights.checkpoint import Loaded, parameters
 
 _SCALE = 0.02  # as Qwen2 is initialized
 _GROUP = 64

@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..dataset import found
 from ..errors import ConfigError, ImageError
-from ..image import Fetched
+from ..inputs.dataset import found
+from ..inputs.image import Fetched
 
 
 @dataclass(frozen=True, slots=True)

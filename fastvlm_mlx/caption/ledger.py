@@ -21,8 +21,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from .. import journal
 from ..errors import DataError
+from ..files import journal
 from .items import Item
 
 PARTS = 256  # files at most, and how finely the work can be divided

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from .. import journal
-from ..atomic import new_file
 from ..errors import ConfigError, DataError
+from ..files import journal
+from ..files.atomic import new_file
 from .items import Item, parquet, text_of
 from .ledger import Ledger
 

@@ -13,11 +13,11 @@ from itertools import islice
 
 import mlx.core as mx
 
-from .. import ahead
 from ..errors import FastVLMError, PromptError
-from ..image import preprocess
-from ..prompt import Picture, Prompt, positions
-from ..sampling import Sampling
+from ..inference.sampling import Sampling
+from ..inputs import prefetch
+from ..inputs.image import preprocess
+from ..inputs.prompt import Picture, Prompt, positions
 from ..vlm import VLM
 from . import wording
 from .items import Item, fields, opened
@@ -89,7 +89,7 @@ class Work:
         busy: list[int] = []
         pending: deque[Task] = deque()
         tasks = self._bucketed(self._claimed(numbers, busy))
-        prepared = ahead.mapped(self._prepared, tasks, self._asking.batch)
+        prepared = prefetch.mapped(self._prepared, tasks, self._asking.batch)
         how = self._settings
         sampling = Sampling(
             how.temperature, how.top_p, how.top_k, how.min_p, how.repetition_penalty, how.seed

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import journal
-from ..dataset import PICTURE, at_line
 from ..errors import DataError
+from ..files import journal
+from ..inputs.dataset import PICTURE, at_line
 from .items import Cell, Place, Wrong, parquet
 
 COLUMNS = ("file_name", "path", "file", "filename", "filepath", *PICTURE)

@@ -1,4 +1,4 @@
-"""Reads a data set of questions about pictures; `fastvlm_mlx.dataset` documents the formats.
+"""Reads a data set of questions about pictures; `fastvlm_mlx.inputs.dataset` documents the formats.
 
 In a conversation, the last answer is the expected one.
 """
@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from .. import dataset
 from ..config import IMAGE_MARK
-from ..dataset import Raw, Unreadable
 from ..errors import DataError
-from ..prompt import conversation
+from ..inputs import dataset
+from ..inputs.dataset import Raw, Unreadable
+from ..inputs.prompt import conversation
 
 NAME = ("id", "question_id", "questionId", "qid")
 CATEGORY = ("category", "question_type")

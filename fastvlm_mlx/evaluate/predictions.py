@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .. import journal
 from ..config import Quantization
 from ..errors import DataError
-from ..reading import ImageOptions, parsed_grid
+from ..files import journal
+from ..inputs.tiling import ImageOptions, parsed_grid
 from .data import Row
 
 

@@ -11,14 +11,14 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .. import ahead as threads
-from .. import checkpoint
 from ..config import STRIDE
 from ..errors import ConfigError
-from ..image import pieces, stored_sides
-from ..prompt import Picture, Prompt, positions
-from ..reading import ImageOptions, named
+from ..inputs import prefetch as threads
+from ..inputs.image import pieces, stored_sides
+from ..inputs.prompt import Picture, Prompt, positions
+from ..inputs.tiling import ImageOptions, named
 from ..vlm import VLM
+from ..weights import checkpoint
 from .data import DataSet, Row
 from .metrics import AUTO, METRICS, chosen, is_yes_or_no
 from .predictions import Predictions, Settings, described

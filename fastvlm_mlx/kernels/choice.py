@@ -16,9 +16,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..atomic import write_file
 from ..config import KERNELS_VARIABLE, kernel_mode
 from ..errors import DataError
+from ..files.atomic import write_file
 from .candidates import CPU, Candidate, Problem, able, device
 
 FOLDER_VARIABLE = "FASTVLM_MLX_CACHE"

@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from ..config import ModelConfig
 from ..errors import PromptError
-from ..prompt import Part, Picture, Prompt
+from ..inputs.prompt import Part, Picture, Prompt
 from .projector import Projector
 from .qwen2 import Group, Qwen2
 from .vision import FastViTHD

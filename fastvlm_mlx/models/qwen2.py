@@ -14,8 +14,8 @@ from mlx.nn.layers.distributed import shard_linear
 
 from ..config import Quantization, TextConfig
 from ..kernels import swiglu
-from .cache import KVCache, Mask, attend
-from .products import added, product
+from .kv_cache import KVCache, Mask, attend
+from .linear import added, product
 
 Group = mx.distributed.Group
 

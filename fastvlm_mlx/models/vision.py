@@ -18,7 +18,7 @@ import mlx.nn as nn
 from .. import kernels
 from ..config import VisionConfig
 from ..kernels import gelu
-from .products import added
+from .linear import added
 
 _LAYER_NORM_EPS = 1e-5
 _T = TypeVar("_T")

@@ -27,17 +27,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..decoding import Event, Finished, Token
 from ..errors import FastVLMError, PromptError
-from ..generate import refuse_beyond
-from ..prompt import assemble
-from ..reading import ImageOptions
+from ..inference.decoding import Event, Finished, Token
+from ..inference.generate import refuse_beyond
+from ..inputs.prompt import assemble
+from ..inputs.tiling import ImageOptions
 from ..vlm import VLM
-from . import pictures, reply, wire
-from .course import Course, Streamed, unless_gone
+from . import pictures, reply
 from .engine import Closing, Engine, Failed, Question
+from .json_schema import Shapes
 from .metrics import Metrics
-from .shape import Shapes
+from .progress import Course, Streamed, unless_gone
+from .request import Asked, Refused, chatml, parse
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ class _Service:
         self._enter()
         streaming = asked_well = False
         try:
-            asked = wire.parse(await self._body(request))
+            asked = parse(await self._body(request))
             self._check_model(asked.model)
             question = await to_thread.run_sync(self._question, asked, limiter=self._decoding)
             course = Course(arrived, reply.Stops(asked.stop))
@@ -160,7 +161,7 @@ class _Service:
     # --- answers
 
     async def _whole(
-        self, asked: wire.Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
+        self, asked: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
     ) -> dict[str, Any]:
         text: list[str] = []
         said: list[reply.Said] = []
@@ -176,7 +177,7 @@ class _Service:
         return head.completion("".join(text), course.reason, course.usage(), course.timings(), logprobs)
 
     async def _chunks(
-        self, asked: wire.Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
+        self, asked: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
     ) -> AsyncGenerator[bytes]:
         yield reply.sse(head.opening())
         try:
@@ -232,7 +233,7 @@ class _Service:
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a page of any origin could send others unasked
-            raise wire.Refused(f"the content type is {kind or 'missing'}; send application/json", 415)
+            raise Refused(f"the content type is {kind or 'missing'}; send application/json", 415)
         most, body = self._settings.body_bytes, bytearray()
         try:
             async with asyncio.timeout(_BODY_S):
@@ -240,19 +241,19 @@ class _Service:
                     body += chunk
                     if len(body) > most:
                         found = f"the request has more than {most} bytes; send smaller pictures"
-                        raise wire.Refused(found, 413)
+                        raise Refused(found, 413)
         except TimeoutError:
-            raise wire.Refused(
+            raise Refused(
                 f"the request did not arrive within {_BODY_S} s; send smaller pictures", 408
             ) from None
         return bytes(body)
 
-    def _question(self, asked: wire.Asked) -> Question:
+    def _question(self, asked: Asked) -> Question:
         """Pictures are fetched, decoded and prepared: seconds of work, away from the event loop."""
-        text, links = wire.chatml(asked.messages)
+        text, links = chatml(asked.messages)
         if len(links) > _MOST_PICTURES:
             found = f"{len(links)} pictures in one request; at most {_MOST_PICTURES}; send fewer"
-            raise wire.Refused(found, param="messages", code="too_many_images")
+            raise Refused(found, param="messages", code="too_many_images")
         shown = [
             self._vlm.picture(pictures.open_link(link, self._settings.limits), ImageOptions(asked.image_size))
             for link in links
@@ -263,7 +264,7 @@ class _Service:
         try:
             refuse_beyond(self._vlm.config.text.context, [prompt])
         except PromptError as error:
-            raise wire.Refused(str(error), param="messages", code="context_length_exceeded") from None
+            raise Refused(str(error), param="messages", code="context_length_exceeded") from None
         form = asked.form
         shape = None if form is None else self._shapes_of_vocabulary().begin(form)
         most = self._settings.max_tokens if asked.max_tokens is None else asked.max_tokens
@@ -281,9 +282,9 @@ class _Service:
         try:
             name = urlsplit(f"//{asked}").hostname
         except ValueError:  # such as an open bracket
-            raise wire.Refused(f"no host name {asked!r}; ask by the server's address") from None
+            raise Refused(f"no host name {asked!r}; ask by the server's address") from None
         if hosts and name not in hosts:
-            raise wire.Refused(f"this server is not called {asked!r}; ask it by an address of its own", 403)
+            raise Refused(f"this server is not called {asked!r}; ask it by an address of its own", 403)
 
     def _check_key(self, request: Request) -> None:
         self._check_host(request)
@@ -292,12 +293,12 @@ class _Service:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-            raise wire.Refused("a key is needed: Authorization: Bearer …", 401, code="invalid_api_key")
+            raise Refused("a key is needed: Authorization: Bearer …", 401, code="invalid_api_key")
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._settings.name:
             found = f"no model {name!r}; this server has {self._settings.name!r}"
-            raise wire.Refused(found, 404, param="model", code="model_not_found")
+            raise Refused(found, 404, param="model", code="model_not_found")
 
     def _models(self) -> dict[str, Any]:
         dtype = str(self._vlm.dtype).removeprefix("mlx.core.")
@@ -327,7 +328,7 @@ class _Service:
             self._metrics.speed.observe(course.tokens_per_s)
 
 
-class _Busy(wire.Refused):
+class _Busy(Refused):
     def __init__(self, retry_s: int) -> None:
         super().__init__(f"too many are waiting already; ask again in {retry_s} s", 429, code="queue_full")
         self.retry_s = retry_s
@@ -341,20 +342,20 @@ async def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse(refusal.body(), refusal.status, headers)
 
 
-def _refusal(error: Exception) -> wire.Refused:
+def _refusal(error: Exception) -> Refused:
     match error:
-        case wire.Refused():
+        case Refused():
             return error
         case Closing():
-            return wire.Refused(str(error), 503)
+            return Refused(str(error), 503)
         case FastVLMError():
-            return wire.Refused(str(error))
+            return Refused(str(error))
         case HTTPException():
-            return wire.Refused(f"{error.detail}; see /v1/models and /v1/chat/completions", error.status_code)
+            return Refused(f"{error.detail}; see /v1/models and /v1/chat/completions", error.status_code)
         case ClientDisconnect():
-            return wire.Refused("the client hung up", _GONE)
+            return Refused("the client hung up", _GONE)
         case _:
-            return wire.Refused("the server failed at this request; its log has more", 500)
+            return Refused("the server failed at this request; its log has more", 500)
 
 
 class _Counting:

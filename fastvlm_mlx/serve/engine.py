@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .. import thread_exit
-from ..decoding import Batch, Event, Finished, Form, Row, Seen, Token, prefilled, see
 from ..errors import FastVLMError
-from ..generate import refuse_beyond, room_for
-from ..memory import FEATURE_BYTES, PREFIX_BYTES, Features, Prefix, Prefixes, rows
-from ..prompt import Prompt, positions
-from ..sampling import Sampling
+from ..inference import thread_exit
+from ..inference.caches import FEATURE_BYTES, PREFIX_BYTES, Features, Prefix, Prefixes, rows
+from ..inference.decoding import Batch, Event, Finished, Form, Row, Seen, Token, prefilled, see
+from ..inference.generate import refuse_beyond, room_for
+from ..inference.sampling import Sampling
+from ..inputs.prompt import Prompt, positions
 from ..vlm import VLM
 
 _LOG = logging.getLogger(__name__)

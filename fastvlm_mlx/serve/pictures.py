@@ -30,8 +30,8 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ImageError
-from ..image import Fetched, open_image
-from .wire import Link, Refused
+from ..inputs.image import Fetched, open_image
+from .request import Link, Refused
 
 MOST_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .. import dataset
 from ..config import IMAGE_MARK, STRIDE, ImageConfig
-from ..dataset import Raw, Unreadable
 from ..errors import ConfigError, DataError, ImageError, PromptError
-from ..image import open_image, squared
-from ..prompt import dialogue
-from ..tokenizer import Tokenizer
+from ..inputs import dataset
+from ..inputs.dataset import Raw, Unreadable
+from ..inputs.image import open_image, squared
+from ..inputs.prompt import dialogue
+from ..inputs.tokenizer import Tokenizer
 from .batches import Batch, Sample, Share, collate, conversation
 from .recipe import Stage
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..atomic import new_directory
-from ..checkpoint import CONFIG
 from ..config import ModelConfig
 from ..convert.export import llava_config
 from ..convert.read.tensor_names import APPLE_LLAVA
+from ..files.atomic import new_directory
+from ..weights.checkpoint import CONFIG
 from . import form
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

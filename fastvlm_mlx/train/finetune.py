@@ -9,16 +9,18 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from .. import checkpoint, dataset, hub, lora
-from ..checkpoint import FusedWeights, Loaded
 from ..config import ModelConfig
 from ..convert import card
 from ..convert.run import read as stored
 from ..errors import ConfigError
-from ..image import check_options
-from ..lora import Adapter, Settings
+from ..inputs import dataset
+from ..inputs.image import check_options
+from ..inputs.tokenizer import Tokenizer
+from ..models import lora
 from ..models.fastvlm import FastVLM
-from ..tokenizer import Tokenizer
+from ..models.lora import Adapter, Settings
+from ..weights import checkpoint, hub
+from ..weights.checkpoint import FusedWeights, Loaded
 from .batches import Batch
 from .data import Conversations
 from .losses import Measures, conversations

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..checkpoint import parameters
 from ..config import ModelConfig
 from ..convert.fuse.fuse import fuse
 from ..convert.read.tensor_names import RawWeights
 from ..convert.read.tensor_shapes import Shapes, raw_form
 from ..models.fastvlm import FastVLM
+from ..weights.checkpoint import parameters
 
 _BRANCHED = re.compile(r"\.(stem\.\w+|downsample\.\w+|mixer|position|expand\.depthwise)$")
 _POOLS = "vision.multi_scale.pools."

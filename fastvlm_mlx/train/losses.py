@@ -8,8 +8,8 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..models.cache import halves
 from ..models.fastvlm import FastVLM
+from ..models.kv_cache import halves
 from .batches import NOTHING, Batch, Rows, Texts
 
 Measures = dict[str, mx.array]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import ConfigError
-from ..lora import Settings
-from ..strict import parse
+from ..files.strict import parse
+from ..models.lora import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What a model is fine-tuned on: `fastvlm_mlx.dataset` says in which forms."""
+    """What a model is fine-tuned on: `fastvlm_mlx.inputs.dataset` says in which forms."""
 
     path: str  # JSONL, from the recipe's directory on
     images: str | None = None  # where pictures' paths start from; where the file lies

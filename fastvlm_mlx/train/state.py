@@ -11,9 +11,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..atomic import new_directory
 from ..config import read_json
 from ..errors import ConfigError
+from ..files.atomic import new_directory
 
 _KEPT = 2
 

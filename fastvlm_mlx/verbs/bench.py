@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from .. import hub, tell
 from ..errors import ConfigError
+from ..terminal import output
+from ..weights import hub
 from . import bench_jobs as jobs
 from .kernel_jobs import try_out
 from .options import MODEL_VARIABLE, Dtype, GridOption, ImageMode, MaxTiles, Revision, image_options
@@ -105,7 +106,7 @@ def bench(
       fastvlm-mlx bench --kernels --sizes 1024
       fastvlm-mlx bench --plan --ttft 200ms --memory 4GB
     """
-    from ..atomic import require_writable
+    from ..files.atomic import require_writable
 
     if model is not None and random is not None:
         raise ConfigError("--model and --random exclude each other; give one of them")
@@ -144,7 +145,7 @@ def bench(
         if against or paper or roofline or kernels:
             random = "0.5b"
         else:
-            tell.say(
+            output.say(
                 "benchmarking the built-in model; --random 0.5b measures FastVLM-0.5B's sizes, no download"
             )
             model = hub.DEFAULT

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .. import tell
-from ..amounts import seconds, size_bytes
 from ..errors import ConfigError
+from ..terminal import output
+from ..terminal.units import seconds, size_bytes
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..bench.report import Setting
     from ..bench.table import Table
     from ..config import ModelConfig
-    from ..reading import ImageOptions, Sides
+    from ..inputs.tiling import ImageOptions, Sides
     from ..vlm import VLM
 
 _Key = TypeVar("_Key")
@@ -58,8 +58,8 @@ class Files:
 
     def write(self, setting: Setting, tables: list[Table], sections: Mapping[str, object]) -> str:
         """Write the requested files and return the text for the terminal."""
-        from ..atomic import write_file
         from ..bench import report
+        from ..files.atomic import write_file
 
         if self.json:
             write_file(self.json, report.as_json(setting, sections))
@@ -69,11 +69,11 @@ class Files:
 
 
 def time(asked: Asked, paper: bool, roofline: bool, files: Files) -> None:
-    from ..allocator import memory_bytes
     from ..bench import fitting, limits, report
     from ..bench import paper as published
     from ..bench.cold import cold_start
     from ..bench.measure import Case
+    from ..inference.allocator import memory_bytes
 
     vlm, load_s, sizes = _model(asked, paper)
     variant = published.variant_of(vlm.config)
@@ -116,14 +116,14 @@ def time(asked: Asked, paper: bool, roofline: bool, files: Files) -> None:
             from ..bench import plot
 
             plot.breakdown(setting, cases, files.plot)
-    tell.print_line(told)
+    output.print_line(told)
 
 
 def against(asked: Asked, names: str, files: Files) -> None:
-    from ..allocator import memory_bytes
     from ..bench import against as rivalry
     from ..bench import fitting, peer_mlx_vlm, peer_transformers
-    from ..checkpoint import DTYPES
+    from ..inference.allocator import memory_bytes
+    from ..weights.checkpoint import DTYPES
 
     for peer in (peer_mlx_vlm, peer_transformers):
         if names == peer.NAME:
@@ -160,12 +160,12 @@ def against(asked: Asked, names: str, files: Files) -> None:
                 },
             },
         )
-    tell.print_line(told)
+    output.print_line(told)
 
 
 def against_peer(asked: Asked, module: ModuleType, files: Files) -> None:
-    from .. import hub
     from ..bench import peer
+    from ..weights import hub
 
     peer.require(f"--against {module.NAME}", module.PACKAGES, module.INSTALL)
     if asked.model is None:
@@ -201,20 +201,20 @@ def against_peer(asked: Asked, module: ModuleType, files: Files) -> None:
                 },
             },
         )
-    tell.print_line(told)
+    output.print_line(told)
 
 
 def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
     import mlx.core as mx
 
-    from .. import progress
-    from ..allocator import memory_bytes
     from ..bench import fitting, planning, untrained
     from ..bench.machine import this_machine
     from ..bench.measure import Case, interleaved
     from ..bench.report import Setting, median
     from ..bench.variants import VARIANTS
-    from ..checkpoint import DTYPES
+    from ..inference.allocator import memory_bytes
+    from ..terminal import progress
+    from ..weights.checkpoint import DTYPES
 
     budget_s, machine = seconds(ttft, "--ttft"), this_machine()
     room = min(size_bytes(memory, "--memory") if memory else float(memory_bytes()), float(memory_bytes()))
@@ -252,7 +252,7 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
         points = [point for _, point in rows if point]
         best = planning.recommended(points, budget_s)
         name = "random " + ", ".join(variants)
-        setting = Setting(machine, name, dtype, "as listed", None, None, tell.resident_bytes(), complete)
+        setting = Setting(machine, name, dtype, "as listed", None, None, output.resident_bytes(), complete)
         told = files.write(
             setting,
             [planning.table(rows, budget_s, room, machine)],
@@ -267,12 +267,12 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
             from ..bench import plot
 
             plot.plan(points, budget_s, f"{machine.chip} ({machine.device}), {dtype}", files.plot)
-    tell.print_line(told)
+    output.print_line(told)
 
 
 def _measure(turns: Mapping[_Key, Turn], runs: int, tokens: int, measured: Mapping[_Key, list[Run]]) -> None:
-    from .. import progress
     from ..bench.measure import interleaved
+    from ..terminal import progress
 
     keys, count = list(turns), (runs + 1) * len(turns)
     with progress.bar("measuring", "runs") as advance:
@@ -296,7 +296,7 @@ def _setting(name: str, vlm: VLM, load_s: float | None, cold_s: float | None, co
         quantization=described(vlm.quantization),
         load_s=load_s,
         cold_start_s=cold_s,
-        resident_bytes=tell.resident_bytes(),
+        resident_bytes=output.resident_bytes(),
         complete=complete,
     )
 
@@ -306,11 +306,11 @@ def _model(asked: Asked, paper: bool) -> tuple[VLM, float | None, list[int]]:
     from time import perf_counter
 
     from .. import vlm as runtime
-    from ..allocator import memory_bytes
     from ..bench import fitting, untrained
     from ..bench import paper as published
     from ..bench.measure import SIDES
-    from ..checkpoint import DTYPES
+    from ..inference.allocator import memory_bytes
+    from ..weights.checkpoint import DTYPES
 
     def sizes(config: ModelConfig, width: int) -> list[int]:
         variant = published.variant_of(config) if paper else None
@@ -349,7 +349,7 @@ def variant_named(name: str) -> ModelConfig:
 
 
 def dtype_named(asked: str | None) -> str:
-    from ..checkpoint import DTYPES
+    from ..weights.checkpoint import DTYPES
 
     chosen = asked or ("float16" if _on_gpu() else "float32")
     if chosen not in DTYPES:

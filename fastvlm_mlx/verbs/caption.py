@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
 from ..config import STRIDE
 from ..errors import ConfigError, DataError, PromptError
+from ..terminal import output
 from .generate import DEFAULT_QUESTION
 from .options import (
     AdapterPath,
@@ -111,14 +111,14 @@ def caption(
       fastvlm-mlx caption photos -o photos/metadata.jsonl -m 0.5b
       mlx.launch --hostfile hosts.json -- fastvlm-mlx caption /shared/photos -o /shared/captions.jsonl -m 0.5b
     """
-    from ..atomic import require_writable
     from ..caption import ledger as ledgers
     from ..caption import results, wording
     from ..caption.sources import find
     from ..caption.tables import Reading
-    from ..image import check_options
-    from ..prompt import render
-    from ..sampling import Sampling
+    from ..files.atomic import require_writable
+    from ..inference.sampling import Sampling
+    from ..inputs.image import check_options
+    from ..inputs.prompt import render
 
     if template is not None and prompt != DEFAULT_QUESTION:
         raise ConfigError("--prompt and --template exclude each other; give one of them")
@@ -141,12 +141,14 @@ def caption(
     if template is None:
         render(prompt, 1, system)  # fails before a model is loaded if either is invalid
     if found.left_out:
-        tell.say(f"note: {found.left_out} files skipped; their names do not end like a picture's")
+        output.say(f"note: {found.left_out} files skipped; their names do not end like a picture's")
 
-    from .. import allocator, checkpoint, progress
     from .. import vlm as runtime
     from ..caption import crew as crews
     from ..caption.run import Asking, Work
+    from ..inference import allocator
+    from ..terminal import progress
+    from ..weights import checkpoint
 
     crew = crews.met(ledgers.folder_of(out))
     limit_cache(cache_limit)
@@ -176,18 +178,18 @@ def caption(
         numbers = crew.order(ledger.parts)
         ours = set(numbers)
         items = [item for item in found.items if ledger.part_of(item) in ours]
-        work = Work(vlm, settings, asking, ledger, advance, tell.say)
+        work = Work(vlm, settings, asking, ledger, advance, output.say)
         began = time.perf_counter()
         with allocator.wired(vlm, can_wire(wired)):
             work.finish(items, numbers)
         rate = work.made / (time.perf_counter() - began)
         tally = results.settle(form, out, items, ledger)
     who = f"rank {crew.rank} of {crew.size}: " if crew.size > 1 else ""
-    tell.say(f"{who}{out}: {tally.captions:,} captions; {work.made:,} new, {rate:.1f} pictures/s")
+    output.say(f"{who}{out}: {tally.captions:,} captions; {work.made:,} new, {rate:.1f} pictures/s")
     if tally.failed:
-        tell.say(f"note: {tally.failed:,} pictures failed; {tally.why} lists the reasons")
+        output.say(f"note: {tally.failed:,} pictures failed; {tally.why} lists the reasons")
     if not crew.one_folder:
-        tell.say(
+        output.say(
             f"note: {who}these machines share no folder, so {out} has one share; for all in one, copy the "
             f"part files of every {ledger.folder.name} into one of them and run the command there, alone"
         )

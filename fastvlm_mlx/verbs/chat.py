@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
 from ..errors import ConfigError, DataError
+from ..terminal import output
 from .options import (
     AdapterPath,
     CacheLimit,
@@ -97,9 +97,9 @@ def chat(
 
     from PIL import Image
 
-    from ..image import fetch, open_image
-    from ..sampling import Sampling
-    from ..video import Video, first, is_video
+    from ..inference.sampling import Sampling
+    from ..inputs.image import fetch, open_image
+    from ..inputs.video import Video, first, is_video
 
     options = image_options(image_size, image_mode, grid, max_tiles, reference)
     pictures: list[Image.Image | Video] = []
@@ -113,9 +113,9 @@ def chat(
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
 
     from .. import vlm as runtime
-    from ..chat import PROMPT, Chat, How, talk
-    from ..lines import reader
-    from ..session import Session
+    from ..inference.session import Session
+    from ..terminal.chat import PROMPT, Chat, How, talk
+    from ..terminal.line_editor import reader
 
     limit_cache(cache_limit)
     vlm = runtime.load(
@@ -127,7 +127,7 @@ def chat(
     how = How(max_tokens, sampling, options, preview, can_wire(wired))
     talking = Chat(session, how, sys.stdin is not None and sys.stdin.isatty(), resume)
     if talking.interactive:
-        tell.say(f"[{name}, {str(vlm.dtype).removeprefix('mlx.core.')}; /help lists the commands]")
+        output.say(f"[{name}, {str(vlm.dtype).removeprefix('mlx.core.')}; /help lists the commands]")
     for picture in pictures:
         talking.show(picture)
     talk(talking, reader(PROMPT))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import tell
 from ..errors import CheckpointError, ConfigError
+from ..terminal.output import report, upload
 from .options import DryRun, HubPrivate, Revision, UploadRepo
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def convert(
       fastvlm-mlx convert apple/FastVLM-0.5B -o FastVLM-0.5B-4bit -q
       fastvlm-mlx convert ./my-checkpoint -o out --dtype float16 --recipe mixed-4-8 --verify
     """
-    from .. import hub
-    from ..checkpoint import DTYPES
     from ..config import Quantization
+    from ..weights import hub
+    from ..weights.checkpoint import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -79,10 +79,10 @@ def convert(
     oracle = _oracle(verify_against)
     hub.check_upload(upload_repo, private=hub_private, dry=dry_run)
 
-    from .. import progress
-    from ..atomic import refuse
     from ..convert.run import UNVERIFIED
     from ..convert.run import convert as run
+    from ..files.atomic import refuse
+    from ..terminal import progress
 
     refuse(output, overwrite)
     with progress.bar(f"writing {output.name}") as advance:
@@ -97,11 +97,11 @@ def convert(
             oracle=oracle,
             progress=advance,
         )
-    tell.report(done)
+    report(done)
     if done.verification and (problem := done.verification.problem):
         raise CheckpointError(f"{output}: {problem}; the result is kept, and marked by {UNVERIFIED}")
     if upload_repo:
-        tell.upload(output, upload_repo, private=hub_private, dry=dry_run)
+        upload(output, upload_repo, private=hub_private, dry=dry_run)
 
 
 def _oracle(name: str | None) -> Oracle | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
+from ..terminal import output
 
 
 def doctor(
@@ -30,15 +30,15 @@ def doctor(
       fastvlm-mlx doctor ~/models/FastVLM-0.5B
       fastvlm-mlx doctor --quick --json ./downloaded
     """
-    from .. import progress
     from ..convert.doctor.checks import examine, examine_blas
+    from ..terminal import progress
 
     with progress.bar("reading weights") as advance:
         report = examine(path, read_weights=not quick, progress=advance)
     report = dataclasses.replace(report, findings=(*report.findings, *examine_blas()))
     if as_json:
         body = dataclasses.asdict(report) | {"healthy": report.healthy}
-        tell.print_line(json.dumps(body, ensure_ascii=False, default=str))
+        output.print_line(json.dumps(body, ensure_ascii=False, default=str))
     else:
         from ..convert.doctor.report import print_report
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
+from ..terminal import output
 from .options import (
     AdapterPath,
     CacheLimit,
@@ -94,11 +94,11 @@ def evaluate(
       fastvlm-mlx eval ./tuned docvqa.jsonl --metric anls --images scans --predictions tuned.jsonl
       fastvlm-mlx eval ./tuned pope.jsonl --blind --limit 500 --json blind.json
     """
-    from ..atomic import require_writable, write_file
     from ..evaluate import data as datasets
     from ..evaluate import report as reports
     from ..evaluate.predictions import Predictions
     from ..evaluate.run import ask, check_metric, metric_of, settings_of
+    from ..files.atomic import require_writable, write_file
 
     check_metric(metric)
     options = image_options(image_size, image_mode, grid, max_tiles, reference=False)
@@ -111,8 +111,9 @@ def evaluate(
     questions = datasets.located(replace(questions, rows=questions.rows[:limit]))
     metric = metric_of(metric, questions)
 
-    from .. import allocator, progress
     from .. import vlm as runtime
+    from ..inference import allocator
+    from ..terminal import progress
 
     limit_cache(cache_limit)
     vlm = runtime.load(model, dtype, revision=revision, adapter=adapter)
@@ -130,7 +131,7 @@ def evaluate(
         with allocator.wired(vlm, can_wire(wired)):
             ask(vlm, questions, settings, kept, batch=batch, progress=advance)
         report = reports.summed_up(settings, questions.rows, kept.said)
-    tell.print_line(reports.as_text(report))
+    output.print_line(reports.as_text(report))
     if json_file:
         write_file(json_file, reports.as_json(report))
     if markdown:

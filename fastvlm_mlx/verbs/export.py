@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import tell
 from ..errors import ConfigError
+from ..terminal.output import say, upload
 from .options import DryRun, HubPrivate, Revision, UploadRepo
 
 if TYPE_CHECKING:
@@ -105,9 +105,10 @@ def export(
         raise ConfigError(
             "--bits is for the language model, and --target coreml has none; use --weights int8"
         )
-    from .. import hub, progress
-    from ..atomic import refuse
-    from ..checkpoint import DTYPES
+    from ..files.atomic import refuse
+    from ..terminal import progress
+    from ..weights import hub
+    from ..weights.checkpoint import DTYPES
 
     if dtype not in DTYPES:
         raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -138,11 +139,11 @@ def export(
     from ..convert.doctor.report import print_report
 
     print_report(done.report)
-    tell.say(f"{done.destination}: {done.bytes / 1e6:,.1f} MB for {READERS[target]}")
+    say(f"{done.destination}: {done.bytes / 1e6:,.1f} MB for {READERS[target]}")
     if done.licence:
-        tell.say(done.licence)
+        say(done.licence)
     if upload_repo:
-        tell.upload(output, upload_repo, private=hub_private, dry=dry_run)
+        upload(output, upload_repo, private=hub_private, dry=dry_run)
 
 
 def _check(directory: Path) -> None:

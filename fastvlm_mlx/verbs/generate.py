@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import hub, progress, tell
 from ..errors import ConfigError, PromptError
-from ..reading import FRAME_CHOICES, MAX_FRAMES
+from ..inputs.tiling import FRAME_CHOICES, MAX_FRAMES
+from ..terminal import output, progress
+from ..weights import hub
 from . import machines
 from .options import (
     AdapterPath,
@@ -45,7 +46,7 @@ from .options import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..prompt import Clip, Prompt
+    from ..inputs.prompt import Clip, Prompt
 
 BACKENDS = ("mlx", "coreml")
 DEFAULT_QUESTION = "Describe the image."
@@ -186,9 +187,9 @@ def generate(
         if sources.count("-") > 1:
             raise ConfigError("standard input (-) holds one picture; give paths for the others")
 
-        from ..image import fetch, open_image
-        from ..preview import blocks
-        from ..video import Video, first, is_video
+        from ..inputs.image import fetch, open_image
+        from ..inputs.video import Video, first, is_video
+        from ..terminal.preview import blocks
 
         options = image_options(image_size, image_mode, grid, max_tiles, reference)
         videos: dict[int, Video] = {}
@@ -207,20 +208,20 @@ def generate(
                 for n, one in enumerate(fetched)
             ]
         for picture in pictures if show else ():
-            tell.say(blocks(picture))
+            output.say(blocks(picture))
 
-        from .. import allocator
         from .. import vlm as runtime
-        from ..generate import collect
-        from ..sampling import Sampling
+        from ..inference import allocator
+        from ..inference.generate import collect
+        from ..inference.sampling import Sampling
 
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         wired = can_wire(wired)
         package = vision_package
         if vision_backend == "coreml" and package is None:
-            from .. import neural_engine
+            from ..models import coreml_tower
 
-            neural_engine.require()
+            coreml_tower.require()
             package = hub.resolve(name, revision)
         vlm = runtime.load(
             name,
@@ -242,7 +243,7 @@ def generate(
             with progress.bars("frames") as advance:
                 clips[n] = vlm.clip(video, options, progress=advance)
             if damaged := clips[n].damaged:
-                tell.say(f"note: {sources[n]}: skipped {damaged} damaged packet(s)")
+                output.say(f"note: {sources[n]}: skipped {damaged} damaged packet(s)")
         question: Prompt = ()
         if speaks:
             question = vlm.prompt(
@@ -252,18 +253,18 @@ def generate(
                 options=options,
             )
     if group is not None:
-        from ..sharding import shared
+        from ..inference.sharding import shared
 
         question = shared(question, group)
     with machines.together(group), allocator.wired(vlm, wired):
         events = vlm.stream(
             question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, sampling=sampling
         )
-        answer = collect(tell.printed(events) if speaks and not as_json else events)
+        answer = collect(output.printed(events) if speaks and not as_json else events)
     if speaks and as_json:
-        told = tell.as_dict(answer, name)
+        told = output.as_dict(answer, name)
         if clips:
             told["frames_s"] = [[round(time_s, 3) for time_s in clip.times_s] for clip in clips.values()]
-        tell.print_line(json.dumps(told, ensure_ascii=False))
+        output.print_line(json.dumps(told, ensure_ascii=False))
     if speaks and stats:
-        tell.say(tell.stats(answer, sum(len(clip.frames) for clip in clips.values())))
+        output.say(output.stats(answer, sum(len(clip.frames) for clip in clips.values())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import tell
+from ..terminal import output
 from .bench_jobs import Asked, Files, dtype_named, variant_named
 
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = False) -> None:
     """Measure every candidate; with `keep`, store the best for later runs."""
-    from .. import progress
     from ..bench import kernels, report
     from ..bench.machine import this_machine
-    from ..checkpoint import DTYPES
     from ..kernels import choice
+    from ..terminal import progress
+    from ..weights.checkpoint import DTYPES
 
     tower, sizes, name = _tower(asked)
     dtype = DTYPES[name]
@@ -34,18 +34,18 @@ def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = F
         complete = True
     finally:
         setting = report.Setting(
-            this_machine(), asked.name, name, "none", None, None, tell.resident_bytes(), complete
+            this_machine(), asked.name, name, "none", None, None, output.resident_bytes(), complete
         )
         tables = [kernels.table(some, size) for size, some in found.items()]
         rows = [row for size, some in found.items() for row in kernels.records(some, size)]
         place = str(choice.path()) if keep and kept and choice.path() else None
         told = files.write(setting, tables, {"kernels": rows, "kept": place})
-        tell.print_line(
+        output.print_line(
             report.as_json(setting, {"kernels": rows, "kept": place}).rstrip() if as_json else told
         )
         if keep:
             where = f"stored in {place}" if place else "not stored, because no file could be written"
-            tell.say(f"The choices are {where}; `fastvlm-mlx tune --forget` deletes them.")
+            output.say(f"The choices are {where}; `fastvlm-mlx tune --forget` deletes them.")
 
 
 def _tower(asked: Asked) -> tuple[VisionConfig, list[int], str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
+from ..terminal import output
 
 
 def models(
@@ -24,7 +24,7 @@ def models(
       fastvlm-mlx models
       fastvlm-mlx models --json
     """
-    from .. import hub
+    from ..weights import hub
 
     cached = hub.cached()
     short = {repo: name for name, repo in hub.ALIASES.items()}
@@ -35,9 +35,9 @@ def models(
     rows += [(short.get(repo), repo, *cached.get(repo, (None, 0))) for repo in (*short, *others)]
     for name, repo, path, count in rows:
         if as_json:
-            tell.print_line(
+            output.print_line(
                 json.dumps({"name": name, "repo": repo, "path": path and str(path), "bytes": count})
             )
         else:
             where = f"{count / 1e6:10,.1f} MB  {path}" if path else "not downloaded"
-            tell.print_line(f"{name or '':<11}{repo or 'in the package':<28}{where}")
+            output.print_line(f"{name or '':<11}{repo or 'in the package':<28}{where}")

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from .. import hub, tell
-from ..amounts import size_bytes
 from ..config import KERNELS_VARIABLE
-from ..reading import MAX_FRAMES, MAX_TILES, ImageOptions, parsed_grid
+from ..inputs.tiling import MAX_FRAMES, MAX_TILES, ImageOptions, parsed_grid
+from ..terminal import output
+from ..terminal.units import size_bytes
+from ..weights import hub
 
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
 
@@ -155,7 +156,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 def named(model: str | None, *, speaks: bool = True) -> str:
     """The requested model, or the built-in one, with a note on stderr if this process `speaks`."""
     if model is None and speaks:
-        tell.say(
+        output.say(
             "using the built-in model, which knows shapes, short texts and small charts. For photographs, "
             "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's research license)"
         )
@@ -163,7 +164,7 @@ def named(model: str | None, *, speaks: bool = True) -> str:
 
 
 def limit_cache(cache_limit: str | None) -> None:
-    from ..allocator import limit_cache as limit
+    from ..inference.allocator import limit_cache as limit
 
     limit(None if cache_limit is None else int(size_bytes(cache_limit, "--cache-limit")))
 
@@ -172,11 +173,11 @@ def can_wire(wired: bool) -> bool:
     """Whether to wire memory; prints a note if the device does not support it."""
     if not wired:
         return False
-    from ..allocator import working_set_bytes
+    from ..inference.allocator import working_set_bytes
 
     if working_set_bytes():
         return True
-    tell.say("note: --wired has no effect here; only Macs report a working set")
+    output.say("note: --wired has no effect here; only Macs report a working set")
     return False
 
 

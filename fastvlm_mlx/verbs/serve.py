@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
 from ..errors import ConfigError
+from ..terminal import output
 from .options import (
     AdapterPath,
     CacheLimit,
@@ -92,11 +92,11 @@ def serve(
     if api_key is not None and not api_key.strip():
         raise ConfigError("--api-key is empty; give a key, or drop the option")
 
-    from ..amounts import size_bytes
     from ..serve.app import Settings
     from ..serve.engine import Engine
     from ..serve.listen import LOCAL_NAMES, bound, is_local, serve
     from ..serve.pictures import Limits
+    from ..terminal.units import size_bytes
     from ..vlm import VLM, load
 
     kept = size_bytes(memory, "--memory")
@@ -130,8 +130,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
         computed = str(vlm.dtype).removeprefix("mlx.core.")
-        tell.say(f"[{settings.name}, {computed}; ctrl-C stops]\npage  {address}/\nAPI   {address}/v1")
+        output.say(f"[{settings.name}, {computed}; ctrl-C stops]\npage  {address}/\nAPI   {address}/v1")
         if not is_local(host) and api_key is None:
-            tell.say(f"[whoever can reach this machine may ask; --api-key or {KEY_VARIABLE} sets a key]")
+            output.say(f"[whoever can reach this machine may ask; --api-key or {KEY_VARIABLE} sets a key]")
 
     serve(listening, settings, engine, ready, drain)

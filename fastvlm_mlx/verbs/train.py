@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
+from ..terminal.output import say
 
 
 def train(
@@ -42,9 +42,9 @@ def train(
         raise typer.Exit(ranks.supervise(processes, "fastvlm_mlx"))
     keep_freed_memory()
 
-    from .. import progress
+    from ..terminal import progress
     from ..train.finetune import finetune
 
     with progress.bar(f"training {planned.name}", "steps") as advance:
-        done = finetune(planned, output, minutes=minutes, workers=workers, progress=advance, say=tell.say)
-    tell.say(done)
+        done = finetune(planned, output, minutes=minutes, workers=workers, progress=advance, say=say)
+    say(done)

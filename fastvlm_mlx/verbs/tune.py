@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .. import tell
 from ..errors import ConfigError
+from ..terminal import output
 from .bench_jobs import Asked, Files
 from .kernel_jobs import try_out
 from .options import MODEL_VARIABLE, Dtype, ImageSize, Revision, image_options
@@ -60,7 +60,7 @@ def tune(
         from ..kernels import choice
 
         had = choice.forget()
-        return tell.say("Deleted the stored choices." if had else "There were no stored choices.")
+        return output.say("Deleted the stored choices." if had else "There were no stored choices.")
     if model is not None and random is not None:
         raise ConfigError("--model and --random exclude each other; give one of them")
     options = image_options(image_size, None, None, None, reference=False)

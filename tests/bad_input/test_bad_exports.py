@@ -15,12 +15,12 @@ from checkpoints import golden
 from command import MODEL, PYTHON, Run, completed, content, in_a_process
 from refusals import Case, Make, assert_refused, filled
 
-from fastvlm_mlx import checkpoint
-from fastvlm_mlx.atomic import shutil as disk
 from fastvlm_mlx.config import ModelConfig, from_json, read_json
 from fastvlm_mlx.convert.run import convert
+from fastvlm_mlx.files.atomic import shutil as disk
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 from fastvlm_mlx.models.fastvlm import FastVLM
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.weights import checkpoint
 
 APP = golden("apple-mlx-export-fp16")
 
@@ -138,7 +138,8 @@ def test_an_upload_without_a_token_is_refused_before_any_work(tmp_path: Path, ve
 # Ends itself when the writer has let go of so many tensors.
 KILLED = """
 import os, signal, sys
-from fastvlm_mlx import cli, tensorfile
+from fastvlm_mlx import cli
+from fastvlm_mlx.weights import tensorfile
 moment = int(sys.argv.pop(1))
 write, done = tensorfile._bytes, 0
 

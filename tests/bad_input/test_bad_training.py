@@ -16,8 +16,8 @@ from command import MODEL, Ran, Run
 from pictures import TALL
 from refusals import Case, Make, cut
 
-from fastvlm_mlx import lora
-from fastvlm_mlx.lora import Adapter, Settings
+from fastvlm_mlx.models import lora
+from fastvlm_mlx.models.lora import Adapter, Settings
 
 TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "red"}]
 

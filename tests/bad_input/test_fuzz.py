@@ -15,10 +15,10 @@ from checkpoints import golden
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastvlm_mlx import checkpoint, hub, tensorfile
 from fastvlm_mlx.errors import FastVLMError
-from fastvlm_mlx.serve import wire
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
+from fastvlm_mlx.serve import request
+from fastvlm_mlx.weights import checkpoint, hub, tensorfile
 
 FEW, MANY = 75, 750  # cases of each of four tests
 
@@ -201,7 +201,7 @@ def test_requests(cases: int) -> None:
         body = case if isinstance(case, bytes) else dumped(case).encode()
 
         def run() -> None:
-            wire.chatml(wire.parse(body).messages)
+            request.chatml(request.parse(body).messages)
 
         only_our_errors(run)
 

@@ -18,7 +18,8 @@ from refusals import filled
 STOPPER = """
 import os, signal, sys
 from contextlib import contextmanager
-from fastvlm_mlx import cli, progress
+from fastvlm_mlx import cli
+from fastvlm_mlx.terminal import progress
 folder, sign, moment, *sys.argv[1:] = sys.argv[1:]
 changes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "open")
 ticks = []

@@ -178,7 +178,7 @@ def test_interrupted_what_was_measured_is_kept_and_marked(run: Run, tmp_path: Pa
 def test_rivals_that_do_not_fit_are_refused_before_they_are_made(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastvlm_mlx import allocator
+    from fastvlm_mlx.inference import allocator
 
     monkeypatch.setattr(allocator, "memory_bytes", lambda: 4 * 10**9)
     monkeypatch.setattr(untrained, "build", None)

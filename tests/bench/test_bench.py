@@ -17,7 +17,7 @@ from command import MODEL, Run
 from refusals import Case as Refusal
 from refusals import assert_refused, snapshot
 
-from fastvlm_mlx import VLM, blas, image
+from fastvlm_mlx import VLM, blas
 from fastvlm_mlx.bench import fitting, plot, untrained
 from fastvlm_mlx.bench import measure as measuring
 from fastvlm_mlx.bench.measure import PARTS, TIMES, TOLERANCE, Case, interleaved, measure, picture
@@ -25,7 +25,8 @@ from fastvlm_mlx.bench.variants import VARIANTS
 from fastvlm_mlx.cli import MODEL_VARIABLE
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.reading import ImageOptions
+from fastvlm_mlx.inputs import image
+from fastvlm_mlx.inputs.tiling import ImageOptions
 
 TINY = ModelConfig(
     VisionConfig((1, 1, 1, 1, 1), (8, 16, 32, 64, 128)), TextConfig(64, 2, 4, 2, 96, 512, tied=True)
@@ -348,7 +349,7 @@ def test_bad_input_is_refused_in_one_line(
 def test_memory_of_a_random_model_is_checked_before_it_is_made(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastvlm_mlx import allocator
+    from fastvlm_mlx.inference import allocator
 
     monkeypatch.setattr(allocator, "memory_bytes", lambda: 2**30)
     monkeypatch.setattr(untrained, "build", None)

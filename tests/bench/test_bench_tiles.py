@@ -10,7 +10,7 @@ import tiles
 from checkpoints import GOLDEN
 
 from fastvlm_mlx.bench.measure import SIDES
-from fastvlm_mlx.reading import ImageOptions, parsed_grid
+from fastvlm_mlx.inputs.tiling import ImageOptions, parsed_grid
 
 PAGE = (GOLDEN.parent.parent / "docs" / "tiles.md").read_text()
 

@@ -19,7 +19,7 @@ from fastvlm_mlx.bench.measure import Run as Measured
 from fastvlm_mlx.bench.variants import VARIANTS
 from fastvlm_mlx.convert.doctor.inspect import Seen
 from fastvlm_mlx.convert.export.check import device_memory
-from fastvlm_mlx.tensorfile import TensorInfo
+from fastvlm_mlx.weights.tensorfile import TensorInfo
 
 M1_MAX = CHIPS["Apple M1 Max"]
 ON_M1_MAX = Machine("Apple M1 Max", "gpu", 32, 10, 2**36, "macOS", "3.13", "0.32", "0", None)

@@ -23,7 +23,7 @@ import fastvlm_mlx
 from fastvlm_mlx.bench import peer, peer_transformers
 from fastvlm_mlx.bench.measure import QUESTION, Case, picture
 from fastvlm_mlx.bench.peer import ANSWER, Peer
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
 DirectoryOf = Callable[[str], Path]
 OPTIONS = ("--sizes", 64, "--runs", 2, "--tokens", 3)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from command import Run
 
-from fastvlm_mlx import image
 from fastvlm_mlx.bench import planning, variants
 from fastvlm_mlx.bench.machine import this_machine
 from fastvlm_mlx.bench.planning import Choice, Measured, Point, measured, on_front, recommended
 from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.errors import ConfigError
+from fastvlm_mlx.inputs import image
 
 SIZES = (256, 512, 1024)
 SLOWNESS = {"0.5b": 1.0, "1.5b": 2.0, "7b": 8.0}

@@ -17,7 +17,7 @@ from fastvlm_mlx import DataError, ImageError
 from fastvlm_mlx.caption.items import Item, Wrong, fields, opened
 from fastvlm_mlx.caption.sources import Found, find
 from fastvlm_mlx.caption.tables import Reading
-from fastvlm_mlx.image import preprocess
+from fastvlm_mlx.inputs.image import preprocess
 
 
 def found(*sources: object, column: str | None = None, folder: Path | None = None, wanted: str = "") -> Found:

@@ -14,8 +14,10 @@ import pytest
 from albums import album, drawn, lines, records, said, shard
 from command import MODEL, Ran, Run
 
-from fastvlm_mlx import VLM, ImageOptions, generate, progress
-from fastvlm_mlx.sampling import Sampling
+from fastvlm_mlx import VLM, ImageOptions
+from fastvlm_mlx.inference import generate
+from fastvlm_mlx.inference.sampling import Sampling
+from fastvlm_mlx.terminal import progress
 
 TOKENS, SIZE = 6, 64
 QUESTION = "Describe the image."
@@ -232,7 +234,7 @@ def test_pictures_that_fail_are_told_with_the_reason_and_can_be_tried_again(
     assert list(said(tmp_path / "captions.jsonl"))[2] == "0002.png"
     (photos / "0003.png").write_bytes(whole)
     (photos / "broken\nlink.png").unlink()
-    assert "could not be" not in captioned(photos, "--retry-failed").err
+    assert "pictures failed" not in captioned(photos, "--retry-failed").err
     assert not failed.exists()
     assert list(said(tmp_path / "captions.jsonl")) == [f"{seed:04}.png" for seed in range(5)]
 

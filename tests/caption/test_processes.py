@@ -121,7 +121,8 @@ def test_two_thousand_pictures_killed_twenty_times_come_to_the_same(
 # The first line is that of the settings.
 KILLER = """
 import os, signal, sys
-from fastvlm_mlx import cli, journal
+from fastvlm_mlx import cli
+from fastvlm_mlx.files import journal
 moment, share, *sys.argv[1:] = sys.argv[1:]
 append, lines = journal.append, []
 

@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import checkpoint
 from fastvlm_mlx.config import from_json, read_json
 from fastvlm_mlx.convert.quantize import RECIPES, Recipe, uniform
 from fastvlm_mlx.convert.run import Converted, convert
 from fastvlm_mlx.errors import CheckpointError, ConfigError
+from fastvlm_mlx.weights import checkpoint
 
 Convert = Callable[..., Converted]
 GROUPS_OF_64 = {64: 64, 192: 64}

@@ -23,8 +23,8 @@ from fastvlm_mlx.convert.fuse.arithmetic import BatchNorm, Kernel
 from fastvlm_mlx.convert.quantize import RECIPES, uniform
 from fastvlm_mlx.convert.read.tensor_names import RawWeights
 from fastvlm_mlx.convert.run import UNVERIFIED, convert
-from fastvlm_mlx.image import preprocess
-from fastvlm_mlx.prompt import assemble, render
+from fastvlm_mlx.inputs.image import preprocess
+from fastvlm_mlx.inputs.prompt import assemble, render
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 

@@ -14,11 +14,13 @@ import pytest
 from command import MODEL, PYTHON, Ran, Run, completed
 from pictures import IMAGES
 
-from fastvlm_mlx import VLM, ImageOptions, generate, lora
+from fastvlm_mlx import VLM, ImageOptions
 from fastvlm_mlx.evaluate.data import read
 from fastvlm_mlx.evaluate.metrics import AUTO, METRICS
 from fastvlm_mlx.evaluate.predictions import Settings
 from fastvlm_mlx.evaluate.run import ordered
+from fastvlm_mlx.inference import generate
+from fastvlm_mlx.models import lora
 
 PICTURES = ("tall.png", "gray.png", "wide_odd_pad.png", "rgba_alpha.png")
 QUESTIONS = ("What is this?", "Where is it, and why?")
@@ -305,7 +307,8 @@ def test_an_adapter_is_scored_and_told_apart(
 # Runs the command and kills it as the `moment`-th line is written, `share` per cent of which is on disk.
 KILLER = """
 import os, signal, sys
-from fastvlm_mlx import cli, journal
+from fastvlm_mlx import cli
+from fastvlm_mlx.files import journal
 moment, share, *sys.argv[1:] = sys.argv[1:]
 append, lines = journal.append, []
 

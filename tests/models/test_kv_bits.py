@@ -16,7 +16,7 @@ from pictures import TALL
 
 import fastvlm_mlx
 from fastvlm_mlx import VLM, ConfigError, Picture, Prompt, Session
-from fastvlm_mlx.models.cache import BITS, KVCache, Packed, _attend_packed, attend, packing
+from fastvlm_mlx.models.kv_cache import BITS, KVCache, Packed, _attend_packed, attend, packing
 
 ErrorOf = Callable[[Any, Any], float]
 LOGITS = {8: 0.02, 4: 0.25}  # difference from the floats' ÷ their size, both as root mean squares

@@ -21,7 +21,7 @@ from PIL import Image
 from served import NAME, Server
 
 from fastvlm_mlx import VLM
-from fastvlm_mlx.serve import app, shape
+from fastvlm_mlx.serve import app, json_schema
 
 ROOT = Path(__file__).parents[2]
 Started = Callable[..., Server]
@@ -99,7 +99,7 @@ def test_turns_and_several_pictures(server: Server, vlm: VLM) -> None:
         user("Are you sure?"),
     ]
     told = server.client().chat.completions.create(model=NAME, messages=messages, max_tokens=9)  # type: ignore[arg-type]
-    from fastvlm_mlx.prompt import assemble, dialogue
+    from fastvlm_mlx.inputs.prompt import assemble, dialogue
 
     said = ["First\n<image>\nthen\n<image>\nwhat changed?", "Nothing.", "Are you sure?"]
     text = "".join(dialogue(said, 2, "Be brief."))
@@ -243,14 +243,14 @@ def test_beyond_the_queue_clients_are_told_when_to_come_back(started: Started) -
 
 def test_tables_for_json_are_built_once(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[object] = []
-    sound = shape.Shapes.__init__
+    sound = json_schema.Shapes.__init__
 
-    def slow(self: shape.Shapes, *arguments: Any) -> None:
+    def slow(self: json_schema.Shapes, *arguments: Any) -> None:
         built.append(self)
         time.sleep(0.2)
         sound(self, *arguments)
 
-    monkeypatch.setattr(shape.Shapes, "__init__", slow)
+    monkeypatch.setattr(json_schema.Shapes, "__init__", slow)
     server = started()
     asked = body(response_format={"type": "json_object"}, max_tokens=1)
     with ThreadPoolExecutor(4) as pool:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pytest
 
 from fastvlm_mlx import VLM, Event, Finished, Prefilled, Prompt, PromptError, Sampling, Token
+from fastvlm_mlx.inputs.prompt import Picture
 from fastvlm_mlx.models.qwen2 import Qwen2
-from fastvlm_mlx.prompt import Picture
 from fastvlm_mlx.serve.engine import Engine, Failed, Question, Ticket
 
 Vlm = Callable[[str], VLM]
@@ -102,7 +102,7 @@ def test_what_was_read_before_is_not_read_again(vlm: VLM, engine: Engine, pictur
 def test_an_answer_that_goes_on_is_known_too(vlm: VLM, engine: Engine) -> None:
     prompt = vlm.prompt("Hello")
     ids = ask(engine, prompt, 10).ids()
-    from fastvlm_mlx.prompt import Text
+    from fastvlm_mlx.inputs.prompt import Text
 
     longer = (*prompt, Text(ids), Text(tuple(vlm.tokenizer.encode("<|im_end|>\nAnd?"))))
     told = ask(engine, longer)
@@ -181,7 +181,7 @@ def test_logprobs_are_those_of_the_model(vlm: VLM, engine: Engine) -> None:
     tokens = [event for event in ask(engine, prompt, 4, likeliest=3) if isinstance(event, Token)]
     plain = ask(engine, prompt, 4).ids()
     assert tuple(token.id for token in tokens) == plain
-    from fastvlm_mlx.prompt import Text
+    from fastvlm_mlx.inputs.prompt import Text
 
     logits = vlm.logits((*prompt, Text(plain)))[-5:-1, : vlm.tokenizer.size].astype(mx.float32)
     expected = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))

@@ -25,7 +25,7 @@ from PIL import Image
 
 from fastvlm_mlx.serve import pictures as room
 from fastvlm_mlx.serve.pictures import Address, Limits, fetch, is_public, open_link
-from fastvlm_mlx.serve.wire import Link, Refused
+from fastvlm_mlx.serve.request import Link, Refused
 
 AT = "messages[0].content[1].image_url"
 BASE64 = base64.b64encode(PNG).decode()

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import fastvlm_mlx
-from fastvlm_mlx import hub
 from fastvlm_mlx.convert.doctor.checks import examine
 from fastvlm_mlx.evaluate import data as datasets
 from fastvlm_mlx.evaluate.metrics import METRICS
+from fastvlm_mlx.weights import hub
 from tiny import album
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ import pytest
 import tuning
 
 import fastvlm_mlx
-from fastvlm_mlx.dataset import digest
 from fastvlm_mlx.errors import DataError
-from fastvlm_mlx.prompt import conversation, dialogue, render
+from fastvlm_mlx.inputs.dataset import digest
+from fastvlm_mlx.inputs.prompt import conversation, dialogue, render
 from fastvlm_mlx.train import losses
 from fastvlm_mlx.train.batches import Batch, Share
 from fastvlm_mlx.train.data import Conversations

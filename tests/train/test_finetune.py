@@ -15,13 +15,14 @@ import tuning
 from command import PYTHON, Run, completed
 
 import fastvlm_mlx
-from fastvlm_mlx import checkpoint, lora
 from fastvlm_mlx.convert.doctor.checks import examine
 from fastvlm_mlx.convert.quantize import uniform
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.errors import FastVLMError
+from fastvlm_mlx.models import lora
 from fastvlm_mlx.train import recipe as recipes
 from fastvlm_mlx.train.finetune import finetune
+from fastvlm_mlx.weights import checkpoint
 
 Directory = Callable[[str], Path]
 KILLER = """

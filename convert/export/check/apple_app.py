@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....atomic import TOWER_PACKAGE
 from ....config import IMAGE_MARK, STRIDE
 from ....errors import ConfigError
-from ....neural_engine import FEATURES, INPUT
+from ....files.atomic import TOWER_PACKAGE
+from ....models.coreml_tower import FEATURES, INPUT
 from ...doctor.inspect import Report, Seen, listed, optional
 from ...read.tensor_shapes import differences
 from .. import coreml_program

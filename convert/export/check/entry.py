@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ....atomic import TOWER_PACKAGE
-from ....checkpoint import CONFIG
 from ....errors import CheckpointError
+from ....files.atomic import TOWER_PACKAGE
+from ....weights.checkpoint import CONFIG
 from ...doctor.inspect import Report, Seen, look
 from ...read.tensor_names import APPLE_APP
 from . import apple_app, swift

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ....atomic import TOWER_PACKAGE
 from ....config import STAGES
+from ....files.atomic import TOWER_PACKAGE
 from ...read.tensor_names import MLX_VLM
 from ..swift_files import PROCESSOR
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .... import tensorfile
+from ....weights import tensorfile
 from ...doctor.inspect import FLOATS, Finding, Level, Report, Seen, listed, optional
 from ...read.tensor_names import MLX_VLM
 from ...read.translate import translate

@@ -32,12 +32,12 @@ from damages import (
     written,
 )
 
-from fastvlm_mlx import checkpoint
 from fastvlm_mlx.convert.doctor.checks import Finding, Report, examine
 from fastvlm_mlx.convert.doctor.inspect import folded
 from fastvlm_mlx.convert.read.translate import translate
 from fastvlm_mlx.errors import CheckpointError
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
+from fastvlm_mlx.weights import checkpoint
 
 CHECKPOINTS = Path(__file__).parents[2] / "golden" / "checkpoints"
 APPLE, TRAIN, TIMM, MLX, APP = (

@@ -18,7 +18,7 @@ from fastvlm_mlx.convert.doctor.checks import examine
 from fastvlm_mlx.convert.export.apple_app import export
 from fastvlm_mlx.convert.export.check.entry import check
 from fastvlm_mlx.convert.export.coreml import Options
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
 if find_spec("coremltools") is None:
     pytest.skip("coremltools is not installed", allow_module_level=True)

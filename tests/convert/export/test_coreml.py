@@ -19,9 +19,9 @@ from command import Run
 from pictures import TALL
 
 import fastvlm_mlx
-from fastvlm_mlx import neural_engine
 from fastvlm_mlx.convert.export.coreml import Options, export
 from fastvlm_mlx.errors import CheckpointError, ConfigError, ImageError
+from fastvlm_mlx.models import coreml_tower
 
 if find_spec("coremltools") is None:
     pytest.skip("coremltools is not installed", allow_module_level=True)
@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     return out
 
 
-def computed(directory: Path, pixels: mx.array, name: str = neural_engine.FEATURES) -> np.ndarray[Any, Any]:
+def computed(directory: Path, pixels: mx.array, name: str = coreml_tower.FEATURES) -> np.ndarray[Any, Any]:
     program, _ = mil.read(directory / "fastvithd.mlpackage")
     return mil.run(program, images=np.array(pixels).transpose(0, 3, 1, 2))[name]
 

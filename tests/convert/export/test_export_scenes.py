@@ -8,9 +8,9 @@ import mlx.core as mx
 import pytest
 
 import fastvlm_mlx
-from fastvlm_mlx import hub
 from fastvlm_mlx.convert.export.swift import export
 from fastvlm_mlx.evaluate import data as datasets
+from fastvlm_mlx.weights import hub
 from tiny import album
 
 PICTURES = 200

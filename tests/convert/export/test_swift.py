@@ -24,8 +24,8 @@ from fastvlm_mlx.convert.fuse.arithmetic import BATCH_NORM_EPS
 from fastvlm_mlx.convert.read.tensor_names import MLX_VLM
 from fastvlm_mlx.convert.run import convert
 from fastvlm_mlx.errors import CheckpointError, ConfigError
-from fastvlm_mlx.prompt import render
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.inputs.prompt import render
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
 ErrorOf = Callable[[Any, Any], float]
 CONFIG = "config.json"

@@ -15,7 +15,6 @@ import mlx.core as mx
 import pytest
 from checkpoints import APPLE_TOWER, GOLDEN, PACKINGS, mlx_vlm_name, mlx_vlm_shape, timm_name
 
-from fastvlm_mlx import checkpoint
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.convert.read.tensor_names import (
     APPLE_APP,
@@ -30,8 +29,9 @@ from fastvlm_mlx.convert.read.tensor_names import (
 )
 from fastvlm_mlx.convert.read.translate import from_stored
 from fastvlm_mlx.errors import CheckpointError
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 from fastvlm_mlx.models.fastvlm import FastVLM
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.weights import checkpoint
 
 Shapes = dict[str, tuple[int, ...]]
 HERE = Path("somewhere")

@@ -1,0 +1,1 @@
+"""From a prompt to an answer: caches, sampling, decoding, speculation, sessions."""

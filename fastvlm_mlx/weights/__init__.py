@@ -1,0 +1,1 @@
+"""A model's name to a model in memory: the hub, safetensors files, checkpoints."""
