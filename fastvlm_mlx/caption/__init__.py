@@ -1,1 +1,1 @@
-"""Captions for many pictures: found wherever they are, answered in batches, each exactly once."""
+"""Captions for many pictures from many kinds of sources, in batches, each exactly once."""

@@ -1,4 +1,4 @@
-"""One picture to caption: what it is known by, where its bytes are, what a template may say of it."""
+"""One picture to caption: its key, the location of its bytes, and the fields for a template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..inputs.image import Fetched
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes inside an archive, and texts that stand beside them under the same name."""
+    """Bytes inside an archive, and the texts next to them with the same stem."""
 
     path: Path
     start: int
@@ -26,18 +26,18 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Bytes in a Parquet file. Where there are none, the column's path is meant."""
+    """Bytes in a Parquet file; if they are null, `file` is used."""
 
     path: Path
-    column: str  # of bytes
+    column: str  # holds the bytes
     group: int
-    row: int  # in the group
+    row: int  # within the group
     file: Path | None
 
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """Nothing to open, and why."""
+    """A picture that cannot be opened, with the reason."""
 
     reason: str
 
@@ -47,19 +47,19 @@ Place = Path | Span | Cell | Wrong
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    key: str  # unlike every other's, and the same in every run
-    file: str  # the picture's path, as far as it has one
+    key: str  # unique, and the same in every run
+    file: str  # the picture's path, or "" if it has none
     place: Place
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def together(self) -> str:
-        """Items that are read at once go to one process."""
+        """Items with the same value go to one process, because they are read at once."""
         return f"{self.place.path} {self.place.group}" if isinstance(self.place, Cell) else self.key
 
 
 def opened(item: Item) -> Path | Fetched:
-    """What `image.preprocess` reads."""
+    """The item's source for `image.preprocess`."""
     match item.place:
         case Path() as path:
             return found(path) or path
@@ -78,18 +78,18 @@ def opened(item: Item) -> Path | Fetched:
 
 
 def fields(item: Item) -> dict[str, Any]:
-    """What a template may name: a file's name and folder, a table's columns, texts beside a member."""
+    """Fields for a template: a file's name and folder, a table's columns, the texts next to a tar member."""
     path = PurePosixPath(item.file)
-    told: dict[str, Any] = {"name": path.stem, "folder": path.parent.name, "key": item.key}
+    values: dict[str, Any] = {"name": path.stem, "folder": path.parent.name, "key": item.key}
     if isinstance(item.place, Span):
         for suffix, start, length in item.place.beside:
             text = _bytes(item.place.path, start, length).decode("utf-8", "replace").strip()
-            told |= _object(text) if suffix == "json" else {suffix: text}
-    return told | dict(item.columns)
+            values |= _object(text) if suffix == "json" else {suffix: text}
+    return values | dict(item.columns)
 
 
 def text_of(path: str) -> str:
-    """A file's name as text that can be written, whatever its bytes are."""
+    """A file name as valid UTF-8 text; undecodable bytes become escapes."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -125,7 +125,12 @@ def _bytes(path: Path, start: int, length: int) -> bytes:
 def _column(path: Path, column: str, group: int) -> list[bytes | None]:
     try:
         table = parquet().ParquetFile(path).read_row_group(group, columns=[column])
-    except (OSError, ValueError, NotImplementedError, KeyError) as error:  # bases of what pyarrow raises
+    except (
+        OSError,
+        ValueError,
+        NotImplementedError,
+        KeyError,
+    ) as error:  # the base classes of pyarrow's errors
         reason = " ".join(str(error).split())
         raise ImageError(f"cannot read {path} ({reason}); copy or download it again") from None
     values = table.column(0).to_pylist()

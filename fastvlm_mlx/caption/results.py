@@ -1,9 +1,8 @@
-"""The result, written once everything is done: captions in the order of the sources, and what failed.
+"""Writes the result when all pictures are done: captions in source order, and the failures.
 
-jsonl       {"key", "caption", "tokens", "reason"} a line
-parquet     the same as columns
-metadata    {"file_name", "text"} a line, as Hugging Face's ImageFolder reads it: pictures' paths start from
-            the folder that the file lies in
+jsonl       one {"key", "caption", "tokens", "reason"} per line
+parquet     the same fields as columns
+metadata    one {"file_name", "text"} per line, for Hugging Face's ImageFolder; paths relative to OUT's folder
 """
 
 from __future__ import annotations
@@ -26,24 +25,24 @@ FAILED = "failed.jsonl"
 Captioned = Iterator[tuple[Item, journal.Record]]
 
 
-def format_of(out: Path, asked: str | None) -> str:
-    """By the file's name unless it is said."""
-    if asked is not None and asked not in FORMATS:
-        raise ConfigError(f"no format {asked!r}; choose one of {', '.join(FORMATS)}")
-    if asked is not None:
-        return asked
+def format_of(out: Path, requested: str | None) -> str:
+    """The requested format, or the one that the file's name implies."""
+    if requested is not None and requested not in FORMATS:
+        raise ConfigError(f"no format {requested!r}; choose one of {', '.join(FORMATS)}")
+    if requested is not None:
+        return requested
     return {"metadata.jsonl": "metadata"}.get(out.name, "parquet" if out.suffix == ".parquet" else "jsonl")
 
 
 def check(form: str, out: Path, items: Sequence[Item]) -> None:
-    """Say early what could not be written in the end."""
+    """Fail early if the result could not be written in this format."""
     if form == "parquet":
         parquet()
     for item in items if form == "metadata" else ():
         if not isinstance(item.place, Path) or _from(out, item).startswith("../"):
             raise ConfigError(
-                f"{item.key}: metadata tells of picture files in its own folder or below, and this is none; "
-                "put --out beside the pictures, or choose --format jsonl"
+                f"{item.key}: metadata covers only picture files in its own folder or below; "
+                "put --out next to the pictures, or choose --format jsonl"
             )
 
 
@@ -51,11 +50,11 @@ def check(form: str, out: Path, items: Sequence[Item]) -> None:
 class Tally:
     captions: int
     failed: int
-    why: Path  # the file of reasons
+    why: Path  # the list of failures
 
 
 def settle(form: str, out: Path, items: Sequence[Item], ledger: Ledger) -> Tally:
-    """Put what is done into one file."""
+    """Write captions and failures to their files."""
     records = ledger.records()
     why = ledger.folder / FAILED
     failed = [records[item.key] for item in items if "error" in records[item.key]]
@@ -67,12 +66,12 @@ def settle(form: str, out: Path, items: Sequence[Item], ledger: Ledger) -> Tally
             why.unlink(missing_ok=True)
         if items and len(failed) == len(items):
             raise DataError(
-                f"none of {len(items):,} pictures could be captioned; {why} says why, "
-                f"first of {failed[0]['key']}: {failed[0]['error']}"
+                f"none of {len(items):,} pictures could be captioned; {why} lists the reasons, "
+                f"the first for {failed[0]['key']}: {failed[0]['error']}"
             )
         with new_file(out) as hidden:
-            told = ((item, records[item.key]) for item in items)
-            FORMATS[form](hidden, out, ((item, record) for item, record in told if "caption" in record))
+            pairs = ((item, records[item.key]) for item in items)
+            FORMATS[form](hidden, out, ((item, record) for item, record in pairs if "caption" in record))
     return Tally(len(items) - len(failed), len(failed), why)
 
 
@@ -98,7 +97,7 @@ def _parquet(path: Path, out: Path, captioned: Captioned) -> None:
 
 
 def _from(out: Path, item: Item) -> str:
-    """The picture's path from the result's folder."""
+    """The picture's path relative to the result's folder."""
     return text_of(os.path.relpath(str(item.place), out.absolute().parent)).replace(os.sep, "/")
 
 

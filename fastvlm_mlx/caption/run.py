@@ -1,6 +1,6 @@
-"""Every picture asked about, in batches, and what was said written down at once.
+"""Captions every picture, in batches, and writes each caption at once.
 
-Threads open and prepare pictures ahead of the model. A batch takes what comes next, of whichever parts.
+Threads open and preprocess pictures ahead of the model. A batch may contain pictures of several parts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from . import wording
 from .items import Item, fields, opened
 from .ledger import Ledger, Part, Records, Settings
 
-POLL_S = 1.0  # between looks at parts that others hold
-BUCKETS = 4  # batches drawn at once where prompts differ, so that those of one length go together
+POLL_S = 1.0  # between checks of parts that other processes hold
+BUCKETS = 4  # batches sorted together by prompt length if prompts differ
 
 Prepared = tuple["Task", Picture | FastVLMError]
 
@@ -38,15 +38,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How this process goes about it; nothing here decides what a caption is."""
+    """Options of this process that do not change the captions."""
 
     batch: int
-    fields: frozenset[str]  # that the prompt names; none, and all are asked the same
-    retry: bool  # what failed in earlier launches
+    fields: frozenset[str]  # in the prompt; if empty, all pictures have one prompt
+    retry: bool  # pictures that failed in earlier launches
 
 
 class Work:
-    """What this process does of it. `done` counts pictures, `made` those that were done here."""
+    """This process's share. `done` counts all finished pictures, `made` those that this process finished."""
 
     def __init__(
         self,
@@ -66,44 +66,44 @@ class Work:
         self._held: list[Part] = []
 
     def finish(self, items: Sequence[Item], numbers: Sequence[int]) -> None:
-        """Go on until nothing is left of these parts, whoever does it; what somebody dies of is done here."""
+        """Work until these parts are done, including parts of processes that die."""
         for item in items:
             self._of.setdefault(self._ledger.part_of(item), []).append(item)
         self._total = len(items)
         records = self._ledger.records()
         self._done = {number: len(of) - len(self._left(of, records)) for number, of in self._of.items()}
         try:
-            self._tell()
-            numbers, told = [number for number in numbers if number in self._of], False
+            self._report()
+            numbers, noted = [number for number in numbers if number in self._of], False
             while numbers := self._round(numbers):
-                if not told:
-                    self._say(f"note: waiting for {self._total - self.done:,} pictures that others work on")
-                told = True
+                if not noted:
+                    self._say(f"note: waiting for {self._total - self.done:,} pictures of other processes")
+                noted = True
                 time.sleep(POLL_S)
         finally:
             for part in self._held:
                 part.close()
 
     def _round(self, numbers: Sequence[int]) -> list[int]:
-        """-> the parts that others hold"""
+        """Caption every part that is free; return the parts that other processes hold."""
         busy: list[int] = []
-        asked: deque[Task] = deque()
+        pending: deque[Task] = deque()
         tasks = self._bucketed(self._claimed(numbers, busy))
         prepared = prefetch.mapped(self._prepared, tasks, self._asking.batch)
         how = self._settings
         sampling = Sampling(
             how.temperature, how.top_p, how.top_k, how.min_p, how.repetition_penalty, how.seed
         )
-        prompts = self._prompts(prepared, asked)
+        prompts = self._prompts(prepared, pending)
         for answer in self._vlm.answers(
             prompts, batch=self._asking.batch, max_tokens=how.max_tokens, sampling=sampling
         ):
-            said = {"caption": answer.text.strip(), "tokens": len(answer.ids), "reason": answer.reason}
-            self._write(asked.popleft(), said)
+            caption = {"caption": answer.text.strip(), "tokens": len(answer.ids), "reason": answer.reason}
+            self._write(pending.popleft(), caption)
         return busy
 
     def _claimed(self, numbers: Sequence[int], busy: list[int]) -> Iterator[Task]:
-        """Parts are taken when work is needed, so that whoever is faster takes more."""
+        """Claim parts only when work is needed, so that faster processes take more."""
         for number in numbers:
             part = self._ledger.claim(number)
             if part is None:
@@ -114,7 +114,7 @@ class Work:
             part.left = len(items)
             self._done[number] = len(self._of[number]) - len(items)
             if not items:
-                self._tell()
+                self._report()
                 part.close()
             for item in items:
                 try:
@@ -147,7 +147,7 @@ class Work:
         except FastVLMError as error:
             return task, error
 
-    def _prompts(self, prepared: Iterable[Prepared], asked: deque[Task]) -> Iterator[Prompt]:
+    def _prompts(self, prepared: Iterable[Prepared], pending: deque[Task]) -> Iterator[Prompt]:
         context = self._vlm.config.text.context
         for task, picture in prepared:
             try:
@@ -155,25 +155,28 @@ class Work:
                     raise picture
                 prompt = self._vlm.prompt(task.text, [picture], self._settings.system)
                 if positions(prompt) > context:
-                    raise PromptError(f"takes {positions(prompt)} positions and the model reads {context}")
+                    raise PromptError(
+                        f"takes {positions(prompt)} positions but the model's context is {context}; use a "
+                        "shorter prompt or a smaller --image-size"
+                    )
             except FastVLMError as error:
                 self._fail(task, error)
                 continue
-            asked.append(task)
+            pending.append(task)
             yield prompt
 
     def _fail(self, task: Task, error: FastVLMError) -> None:
         self._write(task, {"error": " ".join(str(error).split()), "launch": self._ledger.launch})
 
-    def _write(self, task: Task, said: dict[str, object]) -> None:
-        task.part.add({"key": task.item.key, **said})
+    def _write(self, task: Task, outcome: dict[str, object]) -> None:
+        task.part.add({"key": task.item.key, **outcome})
         self.made += 1
         self._done[self._ledger.part_of(task.item)] += 1
-        self._tell()
+        self._report()
 
     @property
     def done(self) -> int:
         return sum(self._done.values())
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._progress(self.done, self._total)

@@ -1,12 +1,12 @@
-"""What there is to caption: folders, patterns, tars, tables and single pictures, as one list.
+"""Finds the pictures to caption in folders, glob patterns, tar files, tables and single files.
 
-    photos                  every picture below, except in what begins with a dot: "a/b.jpg"
-    photos/*.jpg            patterns, ** for folders within folders: "photos/b.jpg"
-    shards/000.tar          as WebDataset packs them: "shards/000.tar/b.jpg"
-    list.csv                a row each: "list.csv#12:b.jpg", whose row and path it is
+    photos                  every picture below, except hidden files and folders: "a/b.jpg"
+    photos/*.jpg            a glob pattern, ** for nested folders: "photos/b.jpg"
+    shards/000.tar          a WebDataset shard: "shards/000.tar/b.jpg"
+    list.csv                one picture per row: "list.csv#12:b.jpg", with its row and path
 
-The text after the colon is what an item is known by: the path below SOURCE if that is one folder, else as it
-was given or found. What goes by the same name within a tar gets a number.
+The text after the colon is an item's key: the path below SOURCE if SOURCE is one folder, else the path as
+given or found. Repeated keys get a number.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ PICTURES = (
     *(".tif", ".tiff", ".webp"),
 )
 PACKED = (".gz", ".tgz", ".xz", ".bz2", ".zst", ".zip")
-_END = tarfile.BLOCKSIZE  # zeros
-BESIDE = ("txt", "json", "cls")  # what templates can name of a tar
+_END = tarfile.BLOCKSIZE  # a tar ends with a block of zeros
+BESIDE = ("txt", "json", "cls")  # texts in a tar that templates can use
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     items: tuple[Item, ...]  # in a stable order
-    files: frozenset[str]  # that were read or are to be, by absolute path
-    left_out: int  # files that are no pictures by their names
+    files: frozenset[str]  # absolute paths of all files read now or later
+    left_out: int  # files skipped for their suffix
 
 
 def find(sources: Sequence[str], how: Reading, limit: int | None = None) -> Found:
@@ -68,7 +68,7 @@ def _items(sources: Sequence[str], how: Reading, given: set[str], others: Counte
 
 
 def _below(folder: str, root: str, given: set[str], others: Counter[str]) -> Iterator[Item]:
-    """Every picture of a folder; of one that may not be read the reason."""
+    """Every picture below a folder; for an unreadable subfolder, an item with the reason."""
     refused: list[OSError] = []
     for path, folders, files in os.walk(folder, onerror=refused.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -100,7 +100,9 @@ def _matching(pattern: str, how: Reading, given: set[str], others: Counter[str])
 def _of_file(source: str, how: Reading, given: set[str]) -> Iterator[Item]:
     suffix = os.path.splitext(source)[1].lower()
     if suffix in PACKED:
-        raise DataError(f"{source}: is compressed, so that pictures in it cannot be found; unpack it first")
+        raise DataError(
+            f"{source}: is compressed, and compressed archives are not supported; unpack it first"
+        )
     if suffix == ".tar":
         yield from _packed(source, given)
     elif suffix in tables.READERS:
@@ -118,7 +120,7 @@ def _picture(path: str, root: str, given: set[str]) -> Iterator[Item]:
 
 
 def _packed(source: str, given: set[str]) -> Iterator[Item]:
-    """The pictures of a tar. One that is torn gives those before the tear, and an item with the reason."""
+    """The pictures in a tar; a damaged tar gives those before the damage and an item with the reason."""
     if _again(source, given):
         return
     members: list[tuple[PurePosixPath, int, int]] = []
@@ -131,7 +133,7 @@ def _packed(source: str, given: set[str]) -> Iterator[Item]:
             end = tar.offset
         with open(source, "rb") as archive:
             archive.seek(end)
-            if archive.read(_END) != bytes(_END):  # tarfile itself takes whatever comes for the end
+            if archive.read(_END) != bytes(_END):  # tarfile accepts any end
                 torn = "damaged or cut short (it has no end); copy or download it again"
     except (tarfile.TarError, EOFError, ValueError) as error:
         torn = f"damaged or cut short ({error}); copy or download it again"
@@ -161,7 +163,7 @@ def _split(path: PurePosixPath) -> tuple[str, str]:
 
 
 def _again(path: str, given: set[str]) -> bool:
-    """Whether a file came already, by another of the sources."""
+    """Whether an earlier source already gave this file; records it."""
     whole = os.path.abspath(path)
     known = whole in given
     given.add(whole)
@@ -176,6 +178,6 @@ def _nothing(sources: Sequence[str], others: Counter[str]) -> str:
     where = sources[0] if len(sources) == 1 else f"{len(sources)} sources"
     packed = next((s for s in (".tar", *tables.READERS) if others[s]), None)
     if packed:
-        return f"{where}: no pictures, but {packed} files; to read those give '{sources[0]}/*{packed}'"
+        return f"{where}: no pictures, but {packed} files; to read them, give '{sources[0]}/*{packed}'"
     has = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(3))
     return f"{where}: no pictures{f', only other files ({has})' if has else ''}; check the path"

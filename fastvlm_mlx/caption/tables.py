@@ -1,7 +1,7 @@
-"""Tables of pictures: CSV, TSV, JSONL and Parquet, a row each.
+"""Tables of pictures: CSV, TSV, JSONL and Parquet, one picture per row.
 
-A path is relative to a folder, the table's own unless told otherwise. Parquet may hold the bytes themselves,
-as a column of binary or of {"bytes", "path"}, which is how Hugging Face stores pictures.
+Paths are relative to the table's folder, or to `Reading.folder`. Parquet may contain the pictures themselves,
+in a column of binary values or of {"bytes", "path"}, as Hugging Face stores them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ COLUMNS = ("file_name", "path", "file", "filename", "filepath", *PICTURE)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    number: int  # from 1; of JSONL, the line
-    name: str  # the picture's, as the table has it
+    number: int  # from 1; the line in JSONL
+    name: str  # the picture's path as the table gives it
     place: Place
     columns: Mapping[str, Any]
 
@@ -32,9 +32,9 @@ class Row:
 class Reading:
     """How to read a table."""
 
-    folder: Path | None  # that paths start from
-    column: str | None  # of pictures
-    wanted: frozenset[str]  # further columns, for a template
+    folder: Path | None  # base for relative paths
+    column: str | None  # with the pictures
+    wanted: frozenset[str]  # other columns that a template needs
 
 
 def rows(path: Path, how: Reading) -> Iterator[Row]:
@@ -53,13 +53,13 @@ def _jsonl(path: Path, how: Reading) -> Iterator[Row]:
                 continue
             raw = journal.parsed(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
             if raw is None:
-                yield Row(number, "", Wrong("the line is no JSON object"), {})
+                yield Row(number, "", Wrong("the line is not a JSON object"), {})
                 continue
             names = COLUMNS if how.column is None else (how.column,)
             name = next((name for name in names if name in raw), None)
             if name is None:
                 has = ", ".join(map(repr, list(raw)[:12])) or "nothing"
-                yield Row(number, "", Wrong(f"none of {', '.join(names)} is there, only {has}"), {})
+                yield Row(number, "", Wrong(f"no field {' or '.join(names)}, only {has}"), {})
                 continue
             yield _row(number, raw[name], path, how, raw)
 
@@ -73,7 +73,7 @@ def _separated(separator: str) -> Callable[[Path, Reading], Iterator[Row]]:
                 for number, raw in enumerate(reader, 1):
                     yield _row(number, raw[column], path, how, raw)
             except csv.Error as error:
-                raise at_line(path, reader.line_num, f"{error}; mend or remove the line") from None
+                raise at_line(path, reader.line_num, f"{error}; fix or remove the line") from None
 
     return read
 
@@ -110,11 +110,11 @@ def _parquet(path: Path, how: Reading) -> Iterator[Row]:
             before += count
     except (pyarrow.ArrowException, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: no readable Parquet file ({reason}); copy or download it again") from None
+        raise DataError(f"{path}: cannot be read as Parquet ({reason}); copy or download it again") from None
 
 
 def _chosen(path: Path, how: Reading, names: Sequence[str]) -> str:
-    """The column of pictures."""
+    """The name of the column with the pictures."""
     has = ", ".join(map(repr, names[:20])) or "nothing"
     looked_for = COLUMNS if how.column is None else (how.column,)
     column = next((name for name in looked_for if name in names), None)
@@ -127,7 +127,7 @@ def _row(number: int, value: Any, path: Path, how: Reading, raw: Mapping[str, An
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str) or not value or "\0" in value:
-        reason = f"{value!r:.60} where the name of one picture file belongs"
+        reason = f"{value!r:.60} is not the path of one picture file"
         return Row(number, "", Wrong(reason), _wanted(raw, how))
     return Row(number, value, _folder(path, how) / value, _wanted(raw, how))
 

@@ -1,4 +1,4 @@
-"""What is asked about each picture: one text for all, or a template over what is known of each.
+"""The question about each picture, from a template with fields.
 
 >>> worded("What is {name}?", {"name": "cat"})
 'What is cat?'
@@ -17,25 +17,25 @@ BUILT_IN = ("name", "folder", "key")
 
 
 def names(template: str) -> frozenset[str]:
-    """The fields of a template. Names alone: what formats or looks into values is refused."""
+    """The field names in a template; format specifications and attribute access are rejected."""
     found = set()
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ConfigError(f"--template: {error}; write {{{{ and }}}} for braces that are meant") from None
+        raise ConfigError(f"--template: {error}; write {{{{ and }}}} for literal braces") from None
     for _, name, form, conversion in parts:
         if name is None:
             continue
         if not name or form or conversion or set(name) & set(".[]"):
             raise ConfigError(
-                f"--template: {{{name}}} is no field's name; write {{name}} or a column, {{{{ for a brace"
+                f"--template: {{{name}}} is not a field; write {{name}} or a column, or {{{{ for a brace"
             )
         found.add(name)
     return frozenset(found)
 
 
 def require(wanted: frozenset[str], items: Sequence[Item]) -> None:
-    """Every field is one of some item at least, so that a misspelt one is told before any work."""
+    """Check that at least one item has each field, so that a misspelled field fails before any work."""
     left = set(wanted.difference(BUILT_IN))
     columns = {name for item in items for name in item.columns}
     left -= columns
@@ -45,11 +45,13 @@ def require(wanted: frozenset[str], items: Sequence[Item]) -> None:
         left -= columns
     if left:
         known = ", ".join((*BUILT_IN, *sorted(columns.difference(BUILT_IN))))
-        raise ConfigError(f"--template: nothing has a {{{min(left)}}}; known are {known}")
+        raise ConfigError(f"--template: no picture has the field {{{min(left)}}}; choose among {known}")
 
 
-def worded(template: str, told: Mapping[str, Any]) -> str:
+def worded(template: str, values: Mapping[str, Any]) -> str:
     try:
-        return template.format_map({name: str(value) for name, value in told.items()})
+        return template.format_map({name: str(value) for name, value in values.items()})
     except KeyError as error:
-        raise PromptError(f"has no {error.args[0]!r} for the template") from None
+        raise PromptError(
+            f"has no field {error.args[0]!r} for the template; add it, or change --template"
+        ) from None

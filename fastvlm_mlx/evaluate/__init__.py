@@ -1,1 +1,1 @@
-"""Questions with known answers: data sets read, answered in batches, scored."""
+"""Evaluation: reads data sets of questions, answers them in batches and scores the answers."""

@@ -1,6 +1,6 @@
-"""A data set of questions about pictures, read into rows: `fastvlm_mlx.inputs.dataset` says in which forms.
+"""Reads a data set of questions about pictures; `fastvlm_mlx.inputs.dataset` documents the formats.
 
-Of a conversation the last answer is the one asked for.
+In a conversation, the last answer is the expected one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CATEGORY = ("category", "question_type")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    line: int  # in the file, from 1: what a row is known by
-    name: str  # the data set's own, its line where it has none
+    line: int  # in the file, from 1; identifies the row
+    name: str  # the data set's id, or else the line
     question: str  # as `VLM.prompt` takes it
     pictures: tuple[Path, ...]
     answers: tuple[str, ...]
@@ -33,7 +33,7 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class DataSet:
     path: Path
-    digest: str  # of the file's bytes
+    digest: str  # SHA-256 of the file
     rows: tuple[Row, ...]
 
     def error(self, row: Row, found: str) -> DataError:
@@ -41,7 +41,7 @@ class DataSet:
 
 
 def read(path: Path, folder: Path | None = None) -> DataSet:
-    """Every row; pictures' paths are relative to `folder`, or else to where the file lies."""
+    """Read every row; picture paths are relative to `folder`, by default the file's folder."""
     folder = path.parent if folder is None else folder
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of pictures; check --images")
@@ -49,7 +49,7 @@ def read(path: Path, folder: Path | None = None) -> DataSet:
 
 
 def located(data: DataSet) -> DataSet:
-    """The same with every picture found on disk."""
+    """The data set with every picture's path resolved; fails if one is missing."""
     find = cache(dataset.found)
     rows = []
     for row in data.rows:
@@ -57,16 +57,16 @@ def located(data: DataSet) -> DataSet:
         for picture in row.pictures:
             path = find(picture)
             if path is None:
-                raise data.error(row, f"no picture {picture}; --images names the folder they are in")
+                raise data.error(row, f"no picture {picture}; set the folder of the pictures with --images")
             found.append(path)
         rows.append(replace(row, pictures=tuple(found)))
     return replace(data, rows=tuple(rows))
 
 
 def blinded(data: DataSet) -> DataSet:
-    """Every question with other pictures: whoever answers as well has not looked.
+    """The data set with pictures swapped: a model that scores as well does not use the pictures.
 
-    Pictures are exchanged over half of the data set among rows with as many.
+    Swaps each row's pictures with those half the data set away, among rows with the same number of pictures.
     """
     rows = list(data.rows)
     for count in {len(row.pictures) for row in rows} - {0}:
@@ -75,7 +75,7 @@ def blinded(data: DataSet) -> DataSet:
         if len(distinct) == 1:
             raise data.error(
                 rows[places[0]],
-                f"no other row has {count} other picture{'s' * (count > 1)} to ask about; leave --blind out",
+                f"no other row has {count} other picture{'s' * (count > 1)} to swap with; drop --blind",
             )
         half = len(distinct) // 2
         others = dict(zip(distinct, distinct[half:] + distinct[:half], strict=True))
@@ -87,8 +87,8 @@ def blinded(data: DataSet) -> DataSet:
 def _row(number: int, raw: Raw, folder: Path) -> Row:
     turns = dataset.turns(raw)
     if turns:
-        system, said = turns
-        question, answers = conversation(said[:-1]), said[-1:]
+        system, texts = turns
+        question, answers = conversation(texts[:-1]), texts[-1:]
     else:
         system, question, answers = None, dataset.question(raw), dataset.answers(raw)
     pictures = dataset.pictures(raw, folder)
@@ -98,7 +98,7 @@ def _row(number: int, raw: Raw, folder: Path) -> Row:
     if marks not in (0, len(pictures)):
         raise Unreadable(
             f"{marks} place(s) marked with {IMAGE_MARK} for {len(pictures)} picture(s); "
-            "give one picture for each mark, or leave the marks out"
+            "give one picture for each mark, or remove the marks"
         )
     name = next((raw[key] for key in NAME if key in raw), number)
     category = next((raw[key] for key in CATEGORY if isinstance(raw.get(key), str)), "")

@@ -1,15 +1,15 @@
-"""How good an answer is, from 0 to 1: one table of published definitions.
+"""Published metrics, each a score from 0 to 1 for one answer.
 
-exact     equal to one of the answers once case, articles, spaces and punctuation around it are gone. Unlike
-          SQuAD's (Rajpurkar et al., 2016) it keeps punctuation within: 1,5 is not 15, and -5 not 5. For GQA,
-          ScienceQA, multiple choice by letter.
-vqa       VQA's soft accuracy (Antol et al., 2015): min(1, people who said so / 3), averaged over leaving each
-          of ten people out, after EvalAI's normalisation, as TextVQA and VizWiz use it too.
-anls      Average normalised Levenshtein similarity (Biten et al., 2019) as DocVQA's script computes it: over
-          lower-case text, the nearest answer, 0 below one half. (The paper has 0 at one half as well.)
-relaxed   ChartQA's (Masry et al., 2022), in pix2struct's form: numbers within 5 %, 12 % being 0.12, other
-          text equal but for case. A year is a number too. Thousands separators are not understood.
-yesno     POPE's (Li et al., 2023): the first sentence says no if No, no or not is a word of it, else yes.
+exact     equals one of the answers, ignoring case, articles, spaces and surrounding punctuation. Unlike
+          SQuAD's (Rajpurkar et al., 2016), it keeps inner punctuation: 1,5 is not 15, and -5 is not 5.
+          For GQA, ScienceQA and multiple choice by letter.
+vqa       VQA's soft accuracy (Antol et al., 2015): min(1, people with that answer / 3), averaged over the
+          ten subsets of nine people, after EvalAI's normalization. Also for TextVQA and VizWiz.
+anls      Average normalized Levenshtein similarity (Biten et al., 2019), as DocVQA's script computes it:
+          best similarity to an answer in lower case, 0 below 0.5. (In the paper, 0.5 also counts as 0.)
+relaxed   ChartQA's (Masry et al., 2022), as in pix2struct: numbers within 5%, where 12% is 0.12; other text
+          equal ignoring case. Years count as numbers. Thousands separators are not supported.
+yesno     POPE's (Li et al., 2023): no if the first sentence has the word No, no or not, else yes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-Metric = Callable[[str, Sequence[str]], float]  # (said, answers) -> 0 to 1
+Metric = Callable[[str, Sequence[str]], float]  # (generated, answers) -> 0 to 1
 
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
-PEOPLE = 10  # who answered each question of VQA
+PEOPLE = 10  # answers per question in VQA
 ARTICLES = ("a", "an", "the")
 _AROUND = " \t\n.,;:!?\"'`()[]{}“”‘’«»…"
 
 
-def exact(said: str, answers: Sequence[str]) -> float:
-    return float(plain(said) in map(plain, answers))
+def exact(generated: str, answers: Sequence[str]) -> float:
+    return float(plain(generated) in map(plain, answers))
 
 
 def plain(text: str) -> str:
@@ -38,13 +38,13 @@ def plain(text: str) -> str:
     'cat'
     """
     words = text.lower().strip(_AROUND).split()
-    return " ".join([word for word in words if word not in ARTICLES] or words)  # "A" may be the choice
+    return " ".join([word for word in words if word not in ARTICLES] or words)  # "A" stays "a"
 
 
-def vqa(said: str, answers: Sequence[str]) -> float:
-    """With fewer than ten answers nobody is left out; fewer than three cannot earn full marks."""
-    said = as_evalai(said)
-    count, same = len(answers), sum(as_evalai(answer) == said for answer in answers)
+def vqa(generated: str, answers: Sequence[str]) -> float:
+    """With fewer than ten answers there are no subsets; with fewer than three the maximum is below 1."""
+    generated = as_evalai(generated)
+    count, same = len(answers), sum(as_evalai(answer) == generated for answer in answers)
     if count < PEOPLE:
         return min(1.0, same / 3)
     return (same * min(1.0, (same - 1) / 3) + (count - same) * min(1.0, same / 3)) / count
@@ -63,7 +63,7 @@ _CONTRACTIONS = """
     where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
     wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
-_CONTRACTED = {  # each with one of its apostrophes forgotten -> as it should be
+_CONTRACTED = {  # the word without one of its apostrophes -> the word
     word[: mark.start()] + word[mark.end() :]: word
     for word in _CONTRACTIONS.split()
     for mark in re.finditer("'", word)
@@ -71,8 +71,8 @@ _CONTRACTED = {  # each with one of its apostrophes forgotten -> as it should be
 
 
 def as_evalai(text: str) -> str:
-    """The server's normalisation, oddities included: punctuation is dropped where a space is beside it
-    somewhere in the text, and else becomes a space; a full stop stays before a digit.
+    """EvalAI's normalization, oddities included: a punctuation mark is removed if it occurs next to a space
+    anywhere in the text, else it becomes a space; a period stays before a digit.
 
     >>> as_evalai("Two red-ish cats, isnt it?")
     "2 red ish cats isn't it"
@@ -87,9 +87,9 @@ def as_evalai(text: str) -> str:
     return " ".join(_CONTRACTED.get(word, word) for word in words if word not in ARTICLES)
 
 
-def anls(said: str, answers: Sequence[str]) -> float:
-    said = " ".join(said.lower().split())
-    best = max(_similarity(said, " ".join(answer.lower().split())) for answer in answers)
+def anls(generated: str, answers: Sequence[str]) -> float:
+    generated = " ".join(generated.lower().split())
+    best = max(_similarity(generated, " ".join(answer.lower().split())) for answer in answers)
     return best if best >= ANLS_THRESHOLD else 0.0
 
 
@@ -103,7 +103,7 @@ def _similarity(one: str, other: str) -> float:
 
 
 def distance(one: str, other: str) -> int:
-    """Levenshtein's: characters to insert, take out or change."""
+    """Levenshtein distance: characters to insert, delete or replace."""
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, 1):
         before, row[0] = row[0], i
@@ -112,15 +112,15 @@ def distance(one: str, other: str) -> int:
     return row[-1]
 
 
-def relaxed(said: str, answers: Sequence[str]) -> float:
-    return float(any(_within_tolerance(said.strip(), answer.strip()) for answer in answers))
+def relaxed(generated: str, answers: Sequence[str]) -> float:
+    return float(any(_within_tolerance(generated.strip(), answer.strip()) for answer in answers))
 
 
-def _within_tolerance(said: str, answer: str) -> bool:
-    found, wanted = _number(said), _number(answer)
-    if found is not None and wanted:  # 0 has to be said as it is written
+def _within_tolerance(generated: str, answer: str) -> bool:
+    found, wanted = _number(generated), _number(answer)
+    if found is not None and wanted:  # an answer of 0 has to match as text
         return abs(found - wanted) / abs(wanted) <= RELAXED_TOLERANCE
-    return said.lower() == answer.lower()
+    return generated.lower() == answer.lower()
 
 
 def _number(text: str) -> float | None:
@@ -131,8 +131,8 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def yesno(said: str, answers: Sequence[str]) -> float:
-    return float(says_yes(said) == says_yes(answers[0].strip().lower()))
+def yesno(generated: str, answers: Sequence[str]) -> float:
+    return float(says_yes(generated) == says_yes(answers[0].strip().lower()))
 
 
 def says_yes(text: str) -> bool:
@@ -149,26 +149,26 @@ def is_yes_or_no(answers: Sequence[str]) -> bool:
 
 
 def chosen(answers: Sequence[Sequence[str]]) -> str:
-    """What `auto` stands for: vqa where every question has ten answers, else exact."""
+    """The metric for `auto`: vqa if every question has ten answers, else exact."""
     return "vqa" if all(len(each) == PEOPLE for each in answers) else "exact"
 
 
 @dataclass(frozen=True, slots=True)
 class YesNo:
-    """Of the answer yes, as POPE reports it."""
+    """POPE's scores, with yes as the positive class."""
 
     accuracy: float
     precision: float
     recall: float
     f1: float
-    yes_share: float  # of what was said
+    yes_share: float  # share of yes among generated answers
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[str, str]]) -> YesNo:
-        """(said, answer) each"""
-        counts = {(said, true): 0 for said in (True, False) for true in (True, False)}
-        for said, answer in pairs:
-            counts[says_yes(said), says_yes(answer)] += 1
+        """Score pairs of (generated, answer)."""
+        counts = {(generated, true): 0 for generated in (True, False) for true in (True, False)}
+        for generated, answer in pairs:
+            counts[says_yes(generated), says_yes(answer)] += 1
         right, wrong, missed = counts[True, True], counts[True, False], counts[False, True]
         total = sum(counts.values())
         precision, recall = _share(right, right + wrong), _share(right, right + missed)

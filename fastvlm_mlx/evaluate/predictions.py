@@ -1,7 +1,7 @@
-"""What a model said, a line at a time: a run that was killed goes on where it was.
+"""A JSONL file of a model's answers, from which an interrupted run resumes.
 
-The file is JSONL. Its first line holds the settings, so that answers of two models or two ways of asking
-never mix; each other one {"line", "id", "question", "answers", "prediction", "score"}.
+The first line holds the settings, so that answers of different models or options never mix. Every other line
+is {"line", "id", "question", "answers", "prediction", "score"}.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .data import Row
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What decides the answers and their scores. Nothing of when and where."""
+    """Everything that determines the answers and their scores."""
 
     model: str
-    weights: str  # their fingerprint, an adapter's included: a path may hold others later
     dtype: str
+    weights: str  # fingerprint, adapter included, of `dtype`, which is therefore compared first
     quantization: str
     data: str
     data_sha256: str
@@ -52,21 +52,21 @@ def described(quantization: Mapping[str, Quantization]) -> str:
     '4 bit in groups of 64: 2 matrices'
     """
     kinds = Counter((how.bits, how.group_size) for how in quantization.values())
-    told = (
+    counts = (
         f"{bits} bit in groups of {size}: {count} matrices" for (bits, size), count in sorted(kinds.items())
     )
-    return ", ".join(told) or "none"
+    return ", ".join(counts) or "none"
 
 
 class Predictions:
-    """What was said, by the row's line. Without a path it is in memory alone."""
+    """Generated answers by the row's line; in memory only if there is no path."""
 
     def __init__(self, path: Path | None, settings: Settings):
         self.said: dict[int, str] = {}
         self._path = path
         self._file: FileIO | None = None
         self._head = journal.line(asdict(settings))
-        self._whole = 0  # bytes up to the end of the last line that is not torn
+        self._whole = 0  # bytes up to the end of the last complete line
         try:
             content = path.read_bytes() if path and path.exists() else b""
         except OSError as error:
@@ -77,8 +77,8 @@ class Predictions:
         elif path and not self._head.startswith(content):
             raise _foreign(path)
 
-    def add(self, row: Row, said: str, score: float) -> None:
-        self.said[row.line] = said
+    def add(self, row: Row, generated: str, score: float) -> None:
+        self.said[row.line] = generated
         if self._path is None:
             return
         line = journal.line(
@@ -87,12 +87,12 @@ class Predictions:
                 "id": row.name,
                 "question": row.question,
                 "answers": row.answers,
-                "prediction": said,
+                "prediction": generated,
                 "score": round(score, 6),
             }
         )
         try:
-            if self._file is None:  # not earlier: a run that comes to no answer leaves no file
+            if self._file is None:  # opened late: a run without answers leaves no file
                 self._file = self._path.open("ab", buffering=0)
                 self._file.truncate(self._whole)
                 line = line if self._whole else self._head + line
@@ -100,7 +100,7 @@ class Predictions:
         except OSError as error:
             raise DataError(
                 f"{self._path}: cannot be written ({error.strerror}); check the free space and the "
-                "permissions. What it holds is kept, and the same command goes on from there"
+                "permissions. The file keeps its answers, and the same command resumes"
             ) from None
 
     def __enter__(self) -> Predictions:
@@ -119,17 +119,17 @@ def _read(path: Path, whole: bytes, settings: Mapping[str, Any]) -> dict[int, st
     if found is None or found.keys() != settings.keys():
         raise _foreign(path)
     if difference := journal.first_difference(found, settings, aside=("data",)):  # its digest counts
-        raise DataError(f"{path}: {difference}; give the same options to go on, or another --predictions")
-    said = {}
+        raise DataError(f"{path}: {difference}; give the same options to resume, or another --predictions")
+    generated = {}
     for number, line in enumerate(lines, 2):
         match journal.parsed(line):
             case {"line": int(row), "prediction": str(text)}:
-                said[row] = text
+                generated[row] = text
             case _:
                 raise DataError(
-                    f"{path}, line {number}: no prediction; remove that line to have it asked again"
+                    f"{path}, line {number}: not a prediction; remove the line to answer it again"
                 )
-    return said
+    return generated
 
 
 def _foreign(path: Path) -> DataError:

@@ -1,4 +1,4 @@
-"""The scores of a run, over all and by category, as text, Markdown or JSON. The same run tells the same."""
+"""Reports a run's scores, overall and by category, as text, Markdown or JSON; deterministic."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class Score:
 class Report:
     settings: Settings
     overall: Score
-    categories: Mapping[str, Score]  # empty where no row has one
-    yes_no: YesNo | None  # where every answer is yes or no
+    categories: Mapping[str, Score]  # empty if no row has one
+    yes_no: YesNo | None  # if every answer is yes or no
 
 
-def summed_up(settings: Settings, rows: Sequence[Row], said: Mapping[int, str]) -> Report:
-    """`said` is what the model answered to each row's line."""
+def summed_up(settings: Settings, rows: Sequence[Row], generated: Mapping[int, str]) -> Report:
+    """Score `generated`, the model's answer for each row's line."""
     metric = METRICS[settings.metric]
-    scores = [metric(said[row.line], row.answers) for row in rows]
+    scores = [metric(generated[row.line], row.answers) for row in rows]
     by_category: dict[str, list[float]] = {}
     for row, score in zip(rows, scores, strict=True):
         by_category.setdefault(row.category, []).append(score)
     named = {name or NO_CATEGORY: _mean(by_category[name]) for name in sorted(by_category)}
     yes_no = None
     if all(is_yes_or_no(row.answers) for row in rows):
-        yes_no = YesNo.of((said[row.line], row.answers[0].strip().lower()) for row in rows)
+        yes_no = YesNo.of((generated[row.line], row.answers[0].strip().lower()) for row in rows)
     return Report(settings, _mean(scores), {} if set(by_category) == {""} else named, yes_no)
 
 
@@ -85,20 +85,20 @@ def as_markdown(report: Report) -> str:
 def _facts(report: Report) -> list[tuple[str, str]]:
     how = report.settings
     precision = how.dtype if how.quantization == "none" else f"{how.dtype}, quantized ({how.quantization})"
-    asked = [f"pictures of {how.options.label}", f"{how.max_tokens} tokens at most"]
+    options = [f"pictures of {how.options.label}", f"up to {how.max_tokens} tokens"]
     if how.prompt_suffix:
-        asked.append(f"each with {json.dumps(how.prompt_suffix, ensure_ascii=False)}")
+        options.append(f"each with {json.dumps(how.prompt_suffix, ensure_ascii=False)}")
     if how.blind:
-        asked.append("blind (about other pictures)")
+        options.append("blind (with other pictures)")
     return [
         ("model", f"{how.model}, {precision}"),
         ("data", f"{how.data}, sha256 {how.data_sha256[:12]}"),
-        ("asked", ", ".join(asked)),
+        ("options", ", ".join(options)),
     ]
 
 
 def _table(report: Report) -> list[tuple[str, str, str]]:
-    """Heads, categories, all; scores in per cent."""
+    """Table rows: header, categories, total; scores in percent."""
     scores = {**report.categories, ALL: report.overall}
     return [
         ("category" if report.categories else "", "rows", report.settings.metric),

@@ -1,4 +1,4 @@
-"""Every row of a data set asked, in batches, and what was said written down at once."""
+"""Answers every row of a data set, in batches, and writes each answer at once."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ _DEFAULT = ImageOptions()
 
 
 def metric_of(name: str, data: DataSet) -> str:
-    """`auto` resolved, and what the metric cannot judge refused."""
+    """Resolve `auto`, and reject rows that the metric cannot score."""
     if name == AUTO:
         return chosen([row.answers for row in data.rows])
     if name == "yesno":
         for row in data.rows:
             if not is_yes_or_no(row.answers):
-                raise data.error(row, f"its answer is {row.answers[0]!r}; yesno judges yes and no alone")
+                found = f"its answer is {row.answers[0]!r}; yesno scores only yes and no; change --metric"
+                raise data.error(row, found)
     return name
 
 
@@ -82,7 +83,7 @@ def ask(
     batch: int = 16,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Fill `predictions`; rows that it has are not asked again. `progress` counts rows."""
+    """Add the missing rows to `predictions`. `progress` counts rows."""
     score = METRICS[settings.metric]
     order = [row for row in ordered(vlm, data, settings) if row.line not in predictions.said]
     done = len(data.rows) - len(order)
@@ -90,35 +91,35 @@ def ask(
     prompts = _prompts(vlm, order, settings, batch)
     answers = vlm.answers(prompts, batch=batch, max_tokens=settings.max_tokens)
     for row, answer in zip(order, answers, strict=True):
-        said = answer.text.strip()
-        predictions.add(row, said, score(said, row.answers))
+        generated = answer.text.strip()
+        predictions.add(row, generated, score(generated, row.answers))
         done += 1
         progress(done, len(data.rows))
 
 
 def ordered(vlm: VLM, data: DataSet, settings: Settings) -> list[Row]:
-    """Rows about the same pictures together, else of the same length: what `VLM.answers` shares work for."""
+    """Sort rows by pictures, then by length; `VLM.answers` shares work between neighbors."""
     options = settings.options
 
     @cache
     def blank(path: Path) -> tuple[Picture, ...]:
-        """As many positions as the picture will take; never evaluated."""
+        """Placeholders with as many positions as the picture; never evaluated."""
         sides = options.sides(*(stored_sides(path) if options.by_picture else (1, 1)))
         return tuple(Picture(mx.broadcast_to(mx.zeros(()), (1, height, width, 3))) for width, height in sides)
 
-    length: dict[int, int] = {}
+    lengths: dict[int, int] = {}
     first: dict[object, tuple[int, int]] = {}
     for row in data.rows:
-        asked = positions(_prompt(vlm, row, [blank(path) for path in row.pictures], settings))
-        if asked > vlm.config.text.context:
+        length = positions(_prompt(vlm, row, [blank(path) for path in row.pictures], settings))
+        if length > vlm.config.text.context:
             raise data.error(
                 row,
-                f"takes {asked} positions and the model reads {vlm.config.text.context}; "
-                f"a smaller --image-size takes fewer, (size ÷ {STRIDE})² a picture or tile",
+                f"takes {length} positions but the model's context is {vlm.config.text.context}; "
+                f"use a smaller --image-size: a picture or tile takes (size ÷ {STRIDE})²",
             )
-        length[row.line] = asked
-        first.setdefault(row.pictures, (asked, row.line))
-    return sorted(data.rows, key=lambda row: (first[row.pictures], length[row.line], row.line))
+        lengths[row.line] = length
+        first.setdefault(row.pictures, (length, row.line))
+    return sorted(data.rows, key=lambda row: (first[row.pictures], lengths[row.line], row.line))
 
 
 def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> Iterator[Prompt]:

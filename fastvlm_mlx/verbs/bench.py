@@ -22,73 +22,78 @@ def bench(
         typer.Option(
             "--model",
             "-m",
-            help=f"A directory or hub id. Default: --random, else {MODEL_VARIABLE}, else the built-in one; "
+            help=f"Model directory or hub id. Default: --random, {MODEL_VARIABLE}, or the built-in model; "
             "with --paper, --roofline, --against and --kernels, --random 0.5b.",
         ),
     ] = None,
     random: Annotated[
         str | None,
-        typer.Option(metavar="0.5b|1.5b|7b", help="True sizes, random weights: nothing to download."),
+        typer.Option(metavar="0.5b|1.5b|7b", help="Real sizes with random weights; no download."),
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(help="Sides in pixels, multiples of 64. Default: 256 to 1536, as far as there is room."),
+        typer.Option(help="Image sides in pixels, multiples of 64. Default: 256 to 1536, as memory allows."),
     ] = None,
     image_mode: ImageMode = None,
     grid: GridOption = None,
     max_tiles: MaxTiles = None,
-    batch: Annotated[int, typer.Option(min=1, help="So many questions at once, a picture each.")] = 1,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs, after one that is not.")] = 5,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to decode in each run.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Questions per batch, with one picture each.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs, after one warm-up run.")] = 5,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens to decode per run.")] = 32,
     cold: Annotated[
-        bool, typer.Option("--cold/--no-cold", help="Time a fresh process too; not with --random.")
+        bool, typer.Option("--cold/--no-cold", help="Also time a fresh process; not with --random.")
     ] = True,
     paper: Annotated[
         bool,
-        typer.Option("--paper", help="Beside the times that the paper publishes, by its method."),
+        typer.Option("--paper", help="Compare with the times in the paper, by its method."),
     ] = False,
     roofline: Annotated[
         bool,
-        typer.Option("--roofline", help="Beside the least that Apple's chips can take; memory on iPhones."),
+        typer.Option(
+            "--roofline", help="Compare with the lower bounds of Apple's chips; estimate memory on iPhones."
+        ),
     ] = False,
     against: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Other encoders before the same language model: vit-l-14@336, siglip-so400m@384, "
-            "convnext-l, convnext-xxl, fastvit, llava-onevision. Or mlx-vlm or transformers, with --model's "
-            "weights.",
+            help="Compare with other encoders for the same language model: vit-l-14@336, "
+            "siglip-so400m@384, convnext-l, convnext-xxl, fastvit, llava-onevision. Or with mlx-vlm or "
+            "transformers, on --model's weights.",
         ),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Recommend model, bits and picture size for --ttft.")
     ] = False,
     ttft: Annotated[
-        str | None, typer.Option(metavar="TIME", help="For --plan: the first token within 200ms, 1.5s…")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="For --plan: limit for the time to first token, such as 200ms or 1.5s."
+        ),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="For --plan: at most so much, 4GB… Default: the machine's.")
+        str | None, typer.Option(help="For --plan: memory limit, such as 4GB. Default: the machine's.")
     ] = None,
     kernels: Annotated[
         bool,
         typer.Option(
             "--kernels",
-            help="Time the ways to compute each of the tower's operations instead, as `fastvlm-mlx tune` "
-            "does, and keep nothing.",
+            help="Time the candidates for the tower's operations instead, as `fastvlm-mlx tune` does, but "
+            "store nothing.",
         ),
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every run here.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every run to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the parts by picture size, or the plan: a .png or .svg.")
+        Path | None, typer.Option(help="Plot the times by picture size, or the plan, to a .png or .svg file.")
     ] = None,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
-    """Time every part of an answer on this machine, from the picture's file to the first token and on.
+    """Benchmark every part of an answer on this machine, from opening the picture to decoding.
 
-    Sizes are measured in turn, so that a machine that warms up slows all of them. Interrupted, what was
-    measured is kept and marked.
+    Runs alternate between sizes, so that thermal throttling affects all of them. An interrupted benchmark
+    keeps its measurements, marked as incomplete.
 
     \b
     Examples:
@@ -104,25 +109,25 @@ def bench(
     from ..files.atomic import require_writable
 
     if model is not None and random is not None:
-        raise ConfigError("--model and --random name two models; give one of them")
+        raise ConfigError("--model and --random exclude each other; give one of them")
     if kernels and (plan or against or paper or roofline or plot or batch > 1 or image_mode is not None):
         raise ConfigError(
-            "--kernels times single operations of whole squares; leave --plan, --against, --paper, "
-            "--roofline, --plot, --batch and --image-mode out"
+            "--kernels times single operations on whole squares; drop --plan, --against, --paper, "
+            "--roofline, --plot, --batch and --image-mode"
         )
     if plan and (model or against or paper or roofline):
         raise ConfigError(
-            "--plan makes up models of every size; leave --model, --against, --paper and --roofline out"
+            "--plan uses random weights of every size; drop --model, --against, --paper and --roofline"
         )
     if against and (paper or roofline or plot):
-        raise ConfigError("--against measures encoders alone; leave --paper, --roofline and --plot out")
+        raise ConfigError("--against measures only encoders; drop --paper, --roofline and --plot")
     if plan != (ttft is not None) or (memory is not None and not plan):
-        raise ConfigError("--plan needs --ttft, which like --memory is for --plan alone; give both or none")
+        raise ConfigError("--plan needs --ttft, and --ttft and --memory need --plan; give both or neither")
     if batch > 1 and (plan or against):
-        raise ConfigError(f"--batch {batch}: --plan and --against time one question; leave --batch out")
+        raise ConfigError(f"--batch {batch}: --plan and --against time one question; drop --batch")
     if image_mode is not None and (plan or against or paper or roofline):
         raise ConfigError(
-            "--plan, --against, --paper and --roofline are of whole squares; leave --image-mode out"
+            "--plan, --against, --paper and --roofline measure whole squares; drop --image-mode"
         )
     if model is None and random is None and not plan:
         model = os.environ.get(MODEL_VARIABLE) or None
@@ -141,7 +146,7 @@ def bench(
             random = "0.5b"
         else:
             output.say(
-                "timing the built-in model; --random 0.5b times FastVLM-0.5B's sizes without a download"
+                "benchmarking the built-in model; --random 0.5b measures FastVLM-0.5B's sizes, no download"
             )
             model = hub.DEFAULT
     asked = jobs.Asked(model, random, listed, batch, runs, tokens, cold, dtype, revision, options)

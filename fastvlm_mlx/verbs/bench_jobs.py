@@ -1,4 +1,4 @@
-"""What `fastvlm-mlx bench` measures: a model's parts, other encoders beside it, or what to choose."""
+"""The jobs of `fastvlm-mlx bench`: time a model, compare it with others, or plan a choice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Asked:
     cold: bool
     dtype: str | None
     revision: str | None
-    options: ImageOptions  # of any size: `case` has its own
+    options: ImageOptions  # `case` replaces the size
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Files:
     plot: Path | None
 
     def write(self, setting: Setting, tables: list[Table], sections: Mapping[str, object]) -> str:
-        """The text for the terminal."""
+        """Write the requested files and return the text for the terminal."""
         from ..bench import report
         from ..files.atomic import write_file
 
@@ -78,7 +78,7 @@ def time(asked: Asked, paper: bool, roofline: bool, files: Files) -> None:
     vlm, load_s, sizes = _model(asked, paper)
     variant = published.variant_of(vlm.config)
     if paper and variant is None:
-        raise ConfigError(f"{asked.name}: the paper publishes no times of such a model; leave --paper out")
+        raise ConfigError(f"{asked.name}: the paper has no times for such a model; drop --paper")
     cold_s = None
     if asked.cold and not asked.random:
         cold_s = cold_start(asked.name, asked.case(max(sizes)), asked.dtype, asked.revision)
@@ -136,8 +136,9 @@ def against(asked: Asked, names: str, files: Files) -> None:
         need = fitting.needed(config, max(ours), 1, width) + extra
         if need > memory_bytes():
             raise ConfigError(
-                f"{asked.name} and the rivals take {need / 1e9:.2f} GB ({extra / 1e9:.2f} of encoders) and "
-                f"this machine has {memory_bytes() / 1e9:.2f}; give fewer rivals, a smaller model or --dtype"
+                f"{asked.name} and the other encoders need {need / 1e9:.2f} GB ({extra / 1e9:.2f} for the "
+                f"encoders), but this machine has {memory_bytes() / 1e9:.2f}; choose fewer, a smaller model "
+                "or a smaller --dtype"
             )
     vlm, load_s, _ = _model(replace(asked, sizes=ours), paper=False)
     turns = rivalry.turns(vlm, pairs)
@@ -168,7 +169,7 @@ def against_peer(asked: Asked, module: ModuleType, files: Files) -> None:
 
     peer.require(f"--against {module.NAME}", module.PACKAGES, module.INSTALL)
     if asked.model is None:
-        raise ConfigError(f"--against {module.NAME} compares answers of stored weights; give --model")
+        raise ConfigError(f"--against {module.NAME} compares answers and needs trained weights; give --model")
     vlm, load_s, sizes = _model(asked, paper=False)
     theirs: Peer = module.load(hub.resolve(asked.model, asked.revision), vlm)
     agreed = peer.agreement(vlm, theirs, sizes[0])
@@ -301,7 +302,7 @@ def _setting(name: str, vlm: VLM, load_s: float | None, cold_s: float | None, co
 
 
 def _model(asked: Asked, paper: bool) -> tuple[VLM, float | None, list[int]]:
-    """The model, what loading it took, and the sizes it is timed at."""
+    """The model, its load time in seconds, and the sizes to measure."""
     from time import perf_counter
 
     from .. import vlm as runtime
@@ -343,7 +344,7 @@ def variant_named(name: str) -> ModelConfig:
     from ..bench.variants import VARIANTS
 
     if name not in VARIANTS:
-        raise ConfigError(f"no model {name!r} to make up; choose one of {', '.join(VARIANTS)}")
+        raise ConfigError(f"no sizes known for {name!r}; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 

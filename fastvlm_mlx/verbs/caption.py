@@ -41,38 +41,41 @@ def caption(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...", help="Folders, patterns, tars, tables (CSV, TSV, JSONL, Parquet), pictures."
+            metavar="SOURCE...",
+            help="Folders, glob patterns, tar files, tables (CSV, TSV, JSONL, Parquet) or pictures.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The result. What is half done is in OUT.run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The result file. Unfinished work is in OUT.run.")],
     model: Model = None,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="What to ask about every picture.")
+        str, typer.Option("--prompt", "-p", help="The question about every picture.")
     ] = DEFAULT_QUESTION,
     template: Annotated[
         str | None,
-        typer.Option(help="Ask with what is known of each: {name}, {folder}, a table's columns."),
+        typer.Option(help="A question with fields: {name}, {folder}, or a table's columns."),
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
             "--format",
             metavar="jsonl|parquet|metadata",
-            help="Default: by OUT's name; metadata.jsonl is Hugging Face's ImageFolder.",
+            help="Result format; metadata is for Hugging Face's ImageFolder. Default: by OUT's name.",
         ),
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, help="So many at a time; more is faster and takes more memory.")
+        int, typer.Option(min=1, help="Pictures per batch; more is faster and takes more memory.")
     ] = 16,
-    column: Annotated[str | None, typer.Option(help="The column of pictures in tables.")] = None,
+    column: Annotated[str | None, typer.Option(help="The table column with the pictures.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder that paths in tables start from. Default: the table's.")
+        Path | None, typer.Option(help="Base folder for paths in tables. Default: the table's folder.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many alone.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Caption only the first N pictures.")] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try those again that failed before.")
+        bool, typer.Option("--retry-failed", help="Retry pictures that failed before.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard existing results and start over.")
+    ] = False,
     adapter: AdapterPath = None,
     system: System = None,
     max_tokens: MaxTokens = 128,
@@ -93,12 +96,12 @@ def caption(
 ) -> None:
     """Caption many pictures, each exactly once.
 
-    Every caption is on disk as it comes, in the folder OUT.run. Stopped or killed at any moment, the same
-    command goes on; later it captions what is new. Once all is done, OUT has the captions in the order of
-    SOURCE. Pictures that cannot be read are in OUT.run/failed.jsonl, with the reason.
+    Every caption is written to the folder OUT.run at once. After an interruption, the same command resumes;
+    it also captions pictures added since. When all are done, OUT has the captions in the order of SOURCE.
+    OUT.run/failed.jsonl lists unreadable pictures with the reason.
 
-    The same command may run several times at once, by hand or by mlx.launch, on machines that share the
-    folder: each takes what nobody else has taken, and what somebody leaves by dying.
+    Several processes can share the work: run the same command by hand or with mlx.launch, on machines that
+    share the folder. Each takes unclaimed pictures, including those of processes that died.
 
     \b
     Examples:
@@ -118,9 +121,9 @@ def caption(
     from ..inputs.prompt import render
 
     if template is not None and prompt != DEFAULT_QUESTION:
-        raise ConfigError("--prompt and --template are two ways to ask; give one")
+        raise ConfigError("--prompt and --template exclude each other; give one of them")
     if not (prompt if template is None else template).strip():
-        raise PromptError(f'nothing is asked; for example --prompt "{DEFAULT_QUESTION}"')
+        raise PromptError(f'the question is empty; ask something, for example --prompt "{DEFAULT_QUESTION}"')
     fields = frozenset[str]() if template is None else wording.names(template)
     name = named(model)
     Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -132,13 +135,13 @@ def caption(
         raise DataError(f"{images}: no such folder of pictures; check --images")
     found = find(sources, Reading(images, column, fields), limit)
     if str(out.absolute()) in found.files:
-        raise DataError(f"{out}: is one of the sources, which are only read; choose another --out")
+        raise DataError(f"{out}: --out is also a source; choose another --out")
     wording.require(fields, found.items)
     results.check(form, out, found.items)
     if template is None:
-        render(prompt, 1, system)  # says what is wrong with them before a model is loaded
+        render(prompt, 1, system)  # fails before a model is loaded if either is invalid
     if found.left_out:
-        output.say(f"note: {found.left_out} files are no pictures by their names and are left out")
+        output.say(f"note: {found.left_out} files skipped; their names do not end like a picture's")
 
     from .. import vlm as runtime
     from ..caption import crew as crews
@@ -182,11 +185,9 @@ def caption(
         rate = work.made / (time.perf_counter() - began)
         tally = results.settle(form, out, items, ledger)
     who = f"rank {crew.rank} of {crew.size}: " if crew.size > 1 else ""
-    output.say(
-        f"{who}{out}: {tally.captions:,} captions; {work.made:,} pictures just now, {rate:.1f} a second"
-    )
+    output.say(f"{who}{out}: {tally.captions:,} captions; {work.made:,} new, {rate:.1f} pictures/s")
     if tally.failed:
-        output.say(f"note: {tally.failed:,} could not be captioned; {tally.why} says why")
+        output.say(f"note: {tally.failed:,} pictures failed; {tally.why} lists the reasons")
     if not crew.one_folder:
         output.say(
             f"note: {who}these machines share no folder, so {out} has one share; for all in one, copy the "

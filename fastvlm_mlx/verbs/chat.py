@@ -45,14 +45,14 @@ def chat(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="Pictures or videos for the first question: paths or http(s) addresses.",
+            help="Pictures or videos for the first question: paths or http(s) URLs.",
         ),
     ] = None,
     model: Model = None,
     adapter: AdapterPath = None,
     system: System = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Go on with a conversation that /save wrote.")
+        Path | None, typer.Option(metavar="FILE", help="Continue a conversation that /save wrote.")
     ] = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
@@ -74,14 +74,14 @@ def chat(
     kernels: Kernels = None,
     revision: Revision = None,
     preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="Show pictures, in terminals that can.")
+        bool, typer.Option("--preview/--no-preview", help="Show pictures inline if the terminal supports it.")
     ] = True,
 ) -> None:
     """Talk about pictures in the terminal.
 
-    A picture is looked at once; later questions read their own words alone. Drop pictures onto the terminal,
-    type their paths, or use /image; /help lists the commands. Ctrl-C stops an answer, ctrl-D leaves. Lines
-    piped in are answered one after another.
+    Each picture is encoded once; later questions process only new text. Drop pictures onto the terminal,
+    type their paths, or use /image; /help lists the commands. Ctrl-C stops an answer, ctrl-D exits. Piped
+    input is answered line by line.
 
     \b
     Examples:
@@ -91,9 +91,9 @@ def chat(
     """
     name = named(model)
     if "-" in (images or []):
-        raise ConfigError("standard input is where the questions come from; name a file")
+        raise ConfigError("standard input is for the questions; give a picture's path")
     if resume is not None and not resume.is_file():
-        raise DataError(f"{resume}: no such file; name a conversation that /save wrote")
+        raise DataError(f"{resume}: no such file; give a conversation file that /save wrote")
 
     from PIL import Image
 
@@ -106,7 +106,7 @@ def chat(
     for source in map(fetch, images or []):
         if is_video(source):
             video = Video(source)
-            first(video)  # says now if it is none
+            first(video)  # fails now if it is not a video
             pictures.append(video)
         else:
             pictures.append(open_image(source, reference=reference))

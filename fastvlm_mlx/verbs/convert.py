@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A directory in any known layout, a hub id, 0.5b…")
+        str, typer.Argument(metavar="SRC", help="Model directory in any known layout, hub id, or 0.5b…")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", "--mlx-path", help="The new directory.")],
+    output: Annotated[Path, typer.Option("--output", "-o", "--mlx-path", help="The output directory.")],
     quantize: Annotated[bool, typer.Option("--quantize", "-q", help="Quantize the language model.")] = False,
-    q_bits: Annotated[int | None, typer.Option(help="Bits a weight, 4 or 8; implies -q. Default: 4.")] = None,
-    q_group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    q_bits: Annotated[
+        int | None, typer.Option(help="Bits per weight, 4 or 8; implies -q. Default: 4.")
+    ] = None,
+    q_group_size: Annotated[int, typer.Option(help="Quantization group size: 32, 64 or 128.")] = 64,
     recipe: Annotated[
         str | None,
         typer.Option(metavar="4bit|8bit|mixed-4-8", help="A quantization recipe; implies -q."),
     ] = None,
     quantize_vision: Annotated[
         bool,
-        typer.Option("--quantize-vision", help="Quantize the vision tower's and projector's matrices too."),
+        typer.Option("--quantize-vision", help="Also quantize the matrices of vision tower and projector."),
     ] = False,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            metavar="float16|bfloat16|float32", help="Store floats in this type. Default: the source's."
-        ),
+        typer.Option(metavar="float16|bfloat16|float32", help="Data type for floats. Default: the source's."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Compare with the unfused source and exit with 1 beyond the limits. Takes memory for the "
+            help="Compare with the unfused source; exit with 1 if a limit is exceeded. Needs memory for the "
             "model in float32.",
         ),
     ] = False,
     verify_against: Annotated[
         str | None,
         typer.Option(
-            metavar="transformers", help="Compare with this program as well, if installed; implies --verify."
+            metavar="transformers", help="Also compare with this library, if installed; implies --verify."
         ),
     ] = None,
     revision: Revision = None,
@@ -58,10 +58,10 @@ def convert(
     hub_private: HubPrivate = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Fuse, re-lay out and quantize a checkpoint into a new directory that loads fast.
+    """Convert a checkpoint: fuse, translate and quantize it into a directory that loads fast.
 
-    Reads Apple's checkpoints (fused or in training form), the transformers/timm ones and mlx-vlm's
-    (float or quantized). The source is never changed; the result appears whole or not at all.
+    Reads checkpoints of Apple (fused or in training form), transformers/timm and mlx-vlm (float or
+    quantized). Never changes the source. Writes the complete result or nothing.
 
     \b
     Examples:
@@ -75,7 +75,7 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     chosen = _recipe(quantize, q_bits, recipe, quantize_vision)
-    Quantization(4, q_group_size)  # says what is wrong with it
+    Quantization(4, q_group_size)  # fails early if the group size is invalid
     oracle = _oracle(verify_against)
     hub.check_upload(upload_repo, private=hub_private, dry=dry_run)
 
@@ -108,7 +108,7 @@ def _oracle(name: str | None) -> Oracle | None:
     if name is None:
         return None
     if name != "transformers":
-        raise ConfigError(f"--verify-against {name!r} is not known; choose transformers")
+        raise ConfigError(f"no program {name!r} to verify against; choose transformers")
     from ..bench import peer, peer_transformers
 
     peer.require(f"--verify-against {name}", peer_transformers.PACKAGES, peer_transformers.INSTALL)
@@ -123,10 +123,10 @@ def _recipe(quantize: bool, bits: int | None, name: str | None, pictures: bool) 
     if bits not in (None, 4, 8):
         raise ConfigError(f"--q-bits is {bits}; choose 4 or 8")
     if name and bits:
-        raise ConfigError(f"--recipe {name} says the bits already; leave --q-bits out")
+        raise ConfigError(f"--recipe {name} already sets the bits; drop --q-bits")
     if not (quantize or name or bits):
         if pictures:
-            raise ConfigError("--quantize-vision says what else to quantize; pass -q or --recipe as well")
+            raise ConfigError("--quantize-vision extends a quantization; pass -q or --recipe as well")
         return None
     recipe = RECIPES[name] if name else uniform(bits or 4)
     return recipe.with_pictures() if pictures else recipe

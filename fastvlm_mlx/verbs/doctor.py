@@ -15,15 +15,15 @@ from ..terminal import output
 def doctor(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A model directory.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Headers only: do not look for NaN in the weights.")
+        bool, typer.Option("--quick", help="Read headers only; do not search the weights for NaN.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a model directory is, what is wrong with it, and how to repair it.
+    """Diagnose a model directory: what it is, what is wrong with it, and how to repair it.
 
-    On a CPU, say which BLAS and which of its kernels run.
+    On a CPU, also report which BLAS and which of its kernels run.
 
-    Leaves with 1 if it will not load or would answer wrongly. Nothing is changed.
+    Exits with 1 if the model would not load or would answer wrongly. Changes nothing.
 
     \b
     Examples:

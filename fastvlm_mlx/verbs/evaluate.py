@@ -27,38 +27,43 @@ from .options import (
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory, a hub id, or 0.5b, 1.5b, 7b.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model directory, hub id, or 0.5b, 1.5b, 7b.")
+    ],
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Questions with answers, JSONL; its forms are below.")
+        Path, typer.Argument(metavar="DATA", help="JSONL file of questions with answers; see below.")
     ],
     images: Annotated[
-        Path | None, typer.Option(help="Folder that pictures' paths start from. Default: DATA's.")
+        Path | None, typer.Option(help="Base folder for picture paths. Default: DATA's folder.")
     ] = None,
     adapter: AdapterPath = None,
     metric: Annotated[
         str,
         typer.Option(
             metavar="auto|exact|vqa|anls|relaxed|yesno",
-            help="How to score; auto is vqa where every question has ten answers, else exact.",
+            help="Metric; auto is vqa if every question has ten answers, else exact.",
         ),
     ] = "auto",
     prompt_suffix: Annotated[
-        str, typer.Option(help='Put after each question, such as "Answer with a single word."')
+        str, typer.Option(help='Text to append to each question, such as "Answer with a single word."')
     ] = "",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Stop after so many.")] = 64,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=0, help="Maximum number of tokens per answer.")
+    ] = 64,
     batch: Annotated[
-        int, typer.Option(min=1, help="Answer so many at a time; more is faster and takes more memory.")
+        int, typer.Option(min=1, help="Questions per batch; more is faster and takes more memory.")
     ] = 16,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many alone.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
     blind: Annotated[
-        bool, typer.Option("--blind", help="Ask about other rows' pictures: does the model look?")
+        bool,
+        typer.Option("--blind", help="Swap pictures between rows, to test whether the model looks at them."),
     ] = False,
     predictions: Annotated[
         Path | None,
-        typer.Option(help="Write every answer here (JSONL) as it comes; a run that was stopped goes on."),
+        typer.Option(help="JSONL file for every answer; an interrupted run resumes from it."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
     image_size: ImageSize = None,
     image_mode: ImageMode = None,
     grid: GridOption = None,
@@ -71,17 +76,17 @@ def evaluate(
 ) -> None:
     """Score a model on questions with known answers.
 
-    A row of DATA has a question, an answer or a list of them, and pictures, under the names that TextVQA,
-    DocVQA, ChartQA, POPE, GQA and VQAv2 give them; or a conversation, as LLaVA's data does. With a
-    "category", scores are told for each.
+    A row of DATA has a question, one or more answers, and pictures, in the fields of TextVQA, DocVQA,
+    ChartQA, POPE, GQA or VQAv2; or it has a conversation, as in LLaVA's data. If rows have a "category",
+    each category gets its own score.
 
     \b
     {"image": "a.png", "question": "What is it?", "answer": "a cat", "category": "animals"}
     {"images": ["a.png"], "messages": [{"role": "user", "content": "What is it?"}, ...]}
 
     \b
-    Metrics: exact (but for case, articles and punctuation around it), vqa (how many of ten people say so),
-    anls (DocVQA), relaxed (ChartQA: numbers within 5 %), yesno (POPE).
+    Metrics: exact (ignores case, articles and surrounding punctuation), vqa (agreement with ten people),
+    anls (DocVQA), relaxed (ChartQA: numbers within 5%), yesno (POPE).
 
     \b
     Examples:

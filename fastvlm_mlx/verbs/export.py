@@ -19,46 +19,47 @@ READERS = {
     "apple-app": "Apple's FastVLM app",
     "coreml": "Core ML",
 }
-TOWER = ("apple-app", "coreml")  # targets with a Core ML package, which these options are of
+TOWER = ("apple-app", "coreml")  # targets that write a Core ML package
 
 
 def export(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A directory in any known layout, a hub id, 0.5b…")
+        str | None,
+        typer.Argument(metavar="MODEL", help="Model directory in any known layout, hub id, or 0.5b…"),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The new directory.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The output directory.")] = None,
     target: Annotated[
         str,
         typer.Option(
             metavar="swift|apple-app|coreml",
-            help="For mlx-swift-lm and mlx-vlm, Apple's FastVLM app, or Core ML (the tower alone).",
+            help="For mlx-swift-lm and mlx-vlm, for Apple's FastVLM app, or Core ML (the tower only).",
         ),
     ] = "swift",
     bits: Annotated[
         int | None,
         typer.Option(
-            help="Bits a weight of the language model, 4 or 8. Default: as the source, mostly floats."
+            help="Bits per weight of the language model, 4 or 8. Default: the source's, usually floats."
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(metavar="float16|bfloat16|float32", help="Store floats in this type.")
+        str, typer.Option(metavar="float16|bfloat16|float32", help="Data type for floats.")
     ] = "float16",
     image_size: Annotated[
         int | None,
-        typer.Option(help="Core ML: the picture's side, fixed in the package. Default: the model's (1024)."),
+        typer.Option(help="Core ML: the fixed image side. Default: the model's (1024)."),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
             metavar="float16|float32",
-            help="Core ML: compute in this type. Default: float16, which the Neural Engine needs.",
+            help="Core ML: data type for computation. Default: float16, which the Neural Engine needs.",
         ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="int8|palettize6", help="Core ML: pack the tower's weights.")
+        str | None, typer.Option(metavar="int8|palettize6", help="Core ML: compress the tower's weights.")
     ] = None,
     projector: Annotated[
-        bool, typer.Option("--projector", help="Core ML alone: the projector is part of the program.")
+        bool, typer.Option("--projector", help="coreml target only: include the projector.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     revision: Revision = None,
@@ -67,16 +68,17 @@ def export(
     dry_run: DryRun = False,
     check: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Export nothing: say whether this directory would load."),
+        typer.Option(metavar="DIR", help="Export nothing; check whether this directory would load."),
     ] = None,
 ) -> None:
-    """Write a directory that Swift apps load unchanged.
+    """Export a model for Swift apps.
 
-    swift: all of the model for mlx-swift-lm and mlx-vlm. apple-app: language model and projector, and the
-    vision tower as fastvithd.mlpackage. coreml: that package alone (pip install 'fastvlm-mlx[coreml]').
-    Training branches are fused; tower and projector stay in floats. What those programs require is checked
-    at the end, or by --check for any directory, with an estimate of the memory an app needs. Leaves with 1 if
-    it would not load. The source is never changed; the result appears whole or not at all.
+    swift: the whole model for mlx-swift-lm and mlx-vlm. apple-app: language model and projector, with the
+    vision tower as fastvithd.mlpackage. coreml: only that package (pip install 'fastvlm-mlx[coreml]').
+    Training branches are fused; tower and projector stay in floats. The export ends with a check of what
+    those programs require and an estimate of the memory an app needs; --check does the same for any
+    directory. Exits with 1 if it would not load. Never changes the source. Writes the complete result or
+    nothing.
 
     \b
     Examples:
@@ -90,19 +92,19 @@ def export(
         raise ConfigError(f"no target {target!r}; choose one of {', '.join(READERS)}")
     if check is not None:
         if model is not None or output is not None:
-            raise ConfigError(
-                "--check looks at one directory and writes nothing; leave MODEL and --output out"
-            )
+            raise ConfigError("--check examines one directory and writes nothing; drop MODEL and --output")
         _check(check)
     if model is None or output is None:
         raise ConfigError("export needs a MODEL and --output DIR (or --check DIR alone)")
     if target not in TOWER and (image_size or precision or weights or projector):
         raise ConfigError(
-            "--image-size, --precision, --weights and --projector are of a Core ML package; "
+            "--image-size, --precision, --weights and --projector need a Core ML package; "
             f"pass --target {' or '.join(TOWER)}"
         )
     if target == "coreml" and bits is not None:
-        raise ConfigError("--bits is of the language model, and --target coreml has none; use --weights int8")
+        raise ConfigError(
+            "--bits is for the language model, and --target coreml has none; use --weights int8"
+        )
     from ..files.atomic import refuse
     from ..terminal import progress
     from ..weights import hub

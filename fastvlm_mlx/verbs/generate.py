@@ -58,16 +58,18 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="Pictures and videos: paths, - for standard input, or http(s) addresses.",
+            help="Pictures and videos: paths, - for standard input, or http(s) URLs.",
         ),
     ] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", help="The question. Mark places of pictures with <image>, or leave it."
+            "--prompt",
+            "-p",
+            help="The question. <image> marks where a picture goes; by default at the start.",
         ),
     ] = None,
-    image: Annotated[list[str] | None, typer.Option("--image", help="One more picture; repeat it.")] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", help="Another picture; repeatable.")] = None,
     model: Model = None,
     adapter: AdapterPath = None,
     system: System = None,
@@ -91,32 +93,34 @@ def generate(
     draft_model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Let a smaller model guess, such as 0.5b for 7b; the answer stays the same."
+            metavar="MODEL",
+            help="Speculative decoding with a smaller draft model, such as 0.5b for 7b; same answer.",
         ),
     ] = None,
     repetitions: Annotated[
         bool,
-        typer.Option("--repetitions", help="Guess what was said before: sooner where text repeats itself."),
+        typer.Option(
+            "--repetitions", help="Speculative decoding from earlier text; faster for repetitive answers."
+        ),
     ] = False,
     shard: Annotated[
         bool,
         typer.Option(
             "--shard",
-            help="Divide the language model between the processes that `mlx.launch` started on several "
-            "machines, for one that is too large for a single Mac.",
+            help="Shard the language model across the machines of `mlx.launch`, if it is too large for one.",
         ),
     ] = False,
     vision_backend: Annotated[
         str,
         typer.Option(
             metavar="mlx|coreml",
-            help="Where the vision tower runs; coreml (macOS) can use the Neural Engine.",
+            help="What runs the vision tower; coreml (macOS) can use the Neural Engine.",
         ),
     ] = "mlx",
     vision_package: Annotated[
         Path | None,
         typer.Option(
-            help="For coreml: what `export --target coreml` wrote. Default: in the model's directory."
+            help="Core ML package from `export --target coreml`. Default: the one in the model's directory."
         ),
     ] = None,
     kv_bits: KvBits = None,
@@ -125,22 +129,22 @@ def generate(
         bool,
         typer.Option(
             "--low-memory",
-            help="Encode the pictures one by one, let go of the vision tower, then read the language model.",
+            help="Encode pictures one at a time and free the vision tower before loading the language model.",
         ),
     ] = False,
     wired: Wired = False,
     revision: Revision = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Show the pictures first, on stderr, as blocks of colour.")
+        bool, typer.Option("--show", help="Show the pictures on stderr as color blocks.")
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr where the time went.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print timings and memory to stderr.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Answer a question about pictures or videos.
 
-    A video is read as some of its frames, each after its time, such as [0:04].
+    A video becomes a sequence of frames, each after its time, such as [0:04].
 
-    Without --model a small one that comes with the package answers: shapes, short texts, small charts.
+    Without --model, the small built-in model answers; it knows shapes, short texts and small charts.
 
     \b
     Examples:
@@ -166,19 +170,22 @@ def generate(
         if vision_backend not in BACKENDS:
             raise ConfigError(f"no vision backend {vision_backend!r}; choose one of {', '.join(BACKENDS)}")
         if temperature and (draft_model or repetitions):
-            raise ConfigError("only greedy answers can be guessed; leave --temperature out, or the guessing")
+            raise ConfigError(
+                "speculative decoding needs temperature 0; drop --temperature, or drop --draft-model "
+                "and --repetitions"
+            )
         if shard and draft_model:
             raise ConfigError(
-                "--shard takes no draft model; leave one of the two out, or guess by --repetitions"
+                "--shard does not support --draft-model; drop one of them, or use --repetitions"
             )
         if low_memory and (shard or draft_model):
             raise ConfigError(
-                "--low-memory holds part of one model at a time; leave out --shard and --draft-model"
+                "--low-memory loads one part of one model at a time; drop --shard and --draft-model"
             )
         if vision_package is not None and vision_backend != "coreml":
-            raise ConfigError("--vision-package is of Core ML; pass --vision-backend coreml as well")
+            raise ConfigError("--vision-package needs Core ML; pass --vision-backend coreml as well")
         if sources.count("-") > 1:
-            raise ConfigError("standard input (-) holds one picture; name the others")
+            raise ConfigError("standard input (-) holds one picture; give paths for the others")
 
         from ..inputs.image import fetch, open_image
         from ..inputs.video import Video, first, is_video
@@ -194,7 +201,7 @@ def generate(
             videos = {n: Video(one, fps, most, way) for n, one in enumerate(fetched) if is_video(one)}
             if not videos and (fps, max_frames, frames) != (None, None, None):
                 raise ConfigError(
-                    "--fps, --max-frames and --frames are of videos; give one, or leave them out"
+                    "--fps, --max-frames and --frames apply to videos; give a video, or drop them"
                 )
             pictures = [
                 first(videos[n]) if n in videos else open_image(one, reference=reference)
@@ -236,7 +243,7 @@ def generate(
             with progress.bars("frames") as advance:
                 clips[n] = vlm.clip(video, options, progress=advance)
             if damaged := clips[n].damaged:
-                output.say(f"note: {sources[n]}: {damaged} damaged packet(s) left out")
+                output.say(f"note: {sources[n]}: skipped {damaged} damaged packet(s)")
         question: Prompt = ()
         if speaks:
             question = vlm.prompt(

@@ -1,4 +1,4 @@
-"""What `tune` and `bench --kernels` have in common: candidates tried, told and kept."""
+"""Shared by `tune` and `bench --kernels`: measures, prints and stores kernel candidates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = False) -> None:
-    """`keep`: what is best is used from now on."""
+    """Measure every candidate; with `keep`, store the best for later runs."""
     from ..bench import kernels, report
     from ..bench.machine import this_machine
     from ..kernels import choice
@@ -44,12 +44,12 @@ def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = F
             report.as_json(setting, {"kernels": rows, "kept": place}).rstrip() if as_json else told
         )
         if keep:
-            where = f"kept in {place}" if place else "kept nowhere, as no file could be written"
-            output.say(f"The choices are {where}; `fastvlm-mlx tune --forget` undoes it.")
+            where = f"stored in {place}" if place else "not stored, because no file could be written"
+            output.say(f"The choices are {where}; `fastvlm-mlx tune --forget` deletes them.")
 
 
 def _tower(asked: Asked) -> tuple[VisionConfig, list[int], str]:
-    """The tower, the picture sizes and the type it computes in."""
+    """The tower's config, the picture sizes and the name of the data type."""
     if asked.random:
         config = variant_named(asked.random)
         return config.vision, asked.sizes or [config.image.size], dtype_named(asked.dtype)

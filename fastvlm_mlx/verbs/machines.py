@@ -1,4 +1,4 @@
-"""Commands that several processes run together, started by `mlx.launch`: the first speaks for all."""
+"""Commands that several processes of `mlx.launch` run together; only rank 0 prints."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _TRANSPORTS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")  # how MLX's errors about
 
 
 def joined() -> mx.distributed.Group:
-    """The processes that were started with this one.
+    """Join the group of processes that `mlx.launch` started.
 
-    From here on signals end this one at once: it may be waiting inside MLX for one that is gone, where Python
-    does not hear them.
+    From here on, signals end this process at once: Python handles no signal while MLX waits for a process
+    that is gone.
     """
     import mlx.core as mx
 
     try:
         group = mx.distributed.init()
     except RuntimeError as error:
-        raise ConfigError(f"the processes did not find each other: {error}; check the hostfile") from None
+        raise ConfigError(f"cannot connect to the other processes: {error}; check the hostfile") from None
     if group.size() == 1:
         raise ConfigError(
-            "--shard divides a model between processes, and this is the only one; start several with "
-            "`mlx.launch --hostfile hosts.json -- fastvlm-mlx generate …`, or leave --shard out"
+            "--shard needs several processes, and this is the only one; start several with "
+            "`mlx.launch --hostfile hosts.json -- fastvlm-mlx generate …`, or drop --shard"
         )
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)
@@ -41,7 +41,7 @@ def joined() -> mx.distributed.Group:
 
 @contextmanager
 def agreed(group: mx.distributed.Group | None) -> Iterator[None]:
-    """What fails in any process ends all of them; the first of those it failed in says why."""
+    """End all processes if any fails; the failed one with the lowest rank prints the error."""
     if group is None:
         yield
         return
@@ -62,9 +62,9 @@ def agreed(group: mx.distributed.Group | None) -> Iterator[None]:
 
 @contextmanager
 def together(group: mx.distributed.Group | None) -> Iterator[None]:
-    """A process that is gone ends the others; of what is wrong in all of them the first speaks.
+    """End all processes if one is lost; rank 0 prints an error that occurs in all of them.
 
-    None leaves before all have come to the end: a token that was computed ahead may still be under way.
+    Processes leave together, because a token computed ahead may still need all of them.
     """
     try:
         yield
@@ -79,7 +79,7 @@ def together(group: mx.distributed.Group | None) -> Iterator[None]:
             raise
         raise ConfigError(
             f"process {group.rank()} of {group.size()} lost another ({error}); "
-            "see what that one said, and start all again"
+            "check the output of that process, and restart all of them"
         ) from None
 
 

@@ -12,12 +12,12 @@ from ..terminal import output
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """List the models in the package, those known by a short name and those in the Hugging Face cache.
+    """List built-in models, short names and FastVLM models in the Hugging Face cache.
 
-    Each with its size on disk. Nothing is downloaded. A directory of your own needs no listing: give its
-    path.
+    Shows each model's size on disk and downloads nothing. For a directory of your own, pass its path to
+    --model.
 
     \b
     Examples:

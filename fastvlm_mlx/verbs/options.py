@@ -1,4 +1,4 @@
-"""Options that several verbs take."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -21,35 +21,39 @@ Model = Annotated[
         "--model",
         "-m",
         envvar=MODEL_VARIABLE,
-        help="A directory, a hub id such as apple/FastVLM-1.5B, or 0.5b, 1.5b, 7b. Default: tiny.",
+        help="Model directory, hub id such as apple/FastVLM-1.5B, or 0.5b, 1.5b, 7b. Default: tiny.",
     ),
 ]
 AdapterPath = Annotated[
-    Path | None, typer.Option("--adapter-path", help="A directory that fine-tuning wrote, OUT/adapter.")
+    Path | None, typer.Option("--adapter-path", help="LoRA adapter directory, OUT/adapter of a training run.")
 ]
-System = Annotated[str | None, typer.Option(help="Another system prompt; an empty one leaves it out.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Stop after so many.")]
+System = Annotated[
+    str | None, typer.Option(help="System prompt; an empty string removes it. Default: the model's.")
+]
+MaxTokens = Annotated[
+    int, typer.Option("--max-tokens", "-n", min=0, help="Maximum number of tokens to generate.")
+]
 Temperature = Annotated[
-    float, typer.Option("--temperature", "--temp", help="0 always takes the likeliest token.")
+    float, typer.Option("--temperature", "--temp", help="Sampling temperature; 0 is greedy decoding.")
 ]
-TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")]
-TopK = Annotated[int, typer.Option(help="Sample from so many likeliest tokens; 0 is off.")]
-MinP = Annotated[float, typer.Option(help="Drop tokens this much rarer than the likeliest; 0 is off.")]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages repeats; 1 is off.")]
+TopP = Annotated[float, typer.Option(help="Sample from the most likely tokens whose probabilities sum to N.")]
+TopK = Annotated[int, typer.Option(help="Sample from the N most likely tokens; 0 is off.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below N times the top probability; 0 is off.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed, for repeatable sampling.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Penalty for repeated tokens, above 1; 1 is off.")]
 ImageSize = Annotated[
     int | None,
     typer.Option(
-        help="Side in pixels, a multiple of 64, of the square, of native's longer side or of a tile; more is "
-        "sharper and slower. Default: the model's."
+        help="Image side in pixels, a multiple of 64: the square, the longer side for native, or one tile. "
+        "Larger is sharper and slower. Default: the model's."
     ),
 ]
 ImageMode = Annotated[
     str | None,
     typer.Option(
         metavar="pad|crop|stretch|native|tiles",
-        help="How a picture becomes square; native keeps its shape, in fewer tokens; tiles are an overview "
-        "and squares cut from it. Default: the model's.",
+        help="How to fit a picture into the square. native keeps the aspect ratio and needs fewer tokens; "
+        "tiles adds squares cut from the picture to an overview. Default: the model's.",
     ),
 ]
 GridOption = Annotated[
@@ -57,48 +61,46 @@ GridOption = Annotated[
     typer.Option(
         "--grid",
         metavar="COLUMNSxROWS",
-        help="For tiles: such as 2x2. Default: by the picture's sides, of at most --max-tiles.",
+        help="Tile grid for tiles mode, such as 2x2. Default: chosen by aspect ratio, up to --max-tiles.",
     ),
 ]
 MaxTiles = Annotated[
     int | None,
-    typer.Option("--max-tiles", help=f"For tiles: the most that a picture has. Default: {MAX_TILES}."),
+    typer.Option("--max-tiles", help=f"Maximum number of tiles per picture. Default: {MAX_TILES}."),
 ]
 Fps = Annotated[
     float | None,
-    typer.Option("--fps", help="Of a video: take so many frames a second, and not more than --max-frames."),
+    typer.Option("--fps", help="Video frames per second to sample, up to --max-frames."),
 ]
 MaxFrames = Annotated[
     int | None,
-    typer.Option(
-        "--max-frames", help=f"Of a video: take at most so many, evenly spread. Default: {MAX_FRAMES}."
-    ),
+    typer.Option("--max-frames", help=f"Maximum number of video frames. Default: {MAX_FRAMES}."),
 ]
 Frames = Annotated[
     str | None,
     typer.Option(
         "--frames",
         metavar="even|scenes",
-        help="Of a video: scenes takes the frames with which the picture changes most. Default: even.",
+        help="How to choose video frames: evenly spaced, or at scene changes. Default: even.",
     ),
 ]
 Reference = Annotated[
     bool,
     typer.Option(
         "--reference",
-        help="Read pictures exactly as the PyTorch reference does: EXIF and transparency ignored.",
+        help="Preprocess pictures exactly as the PyTorch reference does; this ignores EXIF and transparency.",
     ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(metavar="float16|bfloat16|float32", help="Compute in this type. Default: as stored."),
+    typer.Option(metavar="float16|bfloat16|float32", help="Data type for computation. Default: as stored."),
 ]
 KvBits = Annotated[
     int | None,
     typer.Option(
         "--kv-bits",
         metavar="4|8",
-        help="Keep keys and values in so many bits: a quarter or half of their memory in half precision.",
+        help="Quantize the KV cache to 4 or 8 bits: a quarter or half of its size in float16.",
     ),
 ]
 KvGroupSize = Annotated[
@@ -106,14 +108,12 @@ KvGroupSize = Annotated[
     typer.Option(
         "--kv-group-size",
         metavar="32|64|128",
-        help="Of --kv-bits: values that share a scale; where it does not divide a head, the next smaller.",
+        help="Group size for --kv-bits; a smaller one is used if it does not divide the head size.",
     ),
 ]
-UploadRepo = Annotated[str | None, typer.Option(help="Upload the result to this hub repository.")]
-HubPrivate = Annotated[bool, typer.Option("--hub-private", help="Make that repository private.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Upload nothing: list the files and sizes that would be.")
-]
+UploadRepo = Annotated[str | None, typer.Option(help="Upload the result to this Hugging Face repository.")]
+HubPrivate = Annotated[bool, typer.Option("--hub-private", help="Create the repository as private.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Upload nothing; list the files and sizes.")]
 
 
 def _use_kernels(mode: str | None) -> str | None:
@@ -131,15 +131,15 @@ Kernels = Annotated[
         metavar="tuned|stock",
         envvar=KERNELS_VARIABLE,
         callback=_use_kernels,
-        help="tuned uses what `fastvlm-mlx tune` chose, if you ran it; stock "
-        "takes MLX's own operations. Default: tuned.",
+        help="tuned uses the choices of `fastvlm-mlx tune`, if you ran it; stock uses MLX's own operations. "
+        "Default: tuned.",
     ),
 ]
 Wired = Annotated[
     bool,
     typer.Option(
         "--wired",
-        help="On a Mac, keep memory wired while answering; several programs that do so can crash the system.",
+        help="On a Mac, keep memory wired during generation; several programs doing so can crash the system.",
     ),
 ]
 CacheLimit = Annotated[
@@ -147,18 +147,18 @@ CacheLimit = Annotated[
     typer.Option(
         "--cache-limit",
         metavar="SIZE",
-        help="Keep at most SIZE of freed memory for reuse. Default: 1/16 of the memory, on the CPU 32 MiB.",
+        help="Maximum size of MLX's cache of freed buffers. Default: 1/16 of the memory; 32 MiB on the CPU.",
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 
 
 def named(model: str | None, *, speaks: bool = True) -> str:
-    """The model asked for, or the one in the package, which says what it is where this process speaks."""
+    """The requested model, or the built-in one, with a note on stderr if this process `speaks`."""
     if model is None and speaks:
         output.say(
-            "the built-in model answers: it knows shapes, short texts and small charts. For photographs, "
-            "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's licence for research)"
+            "using the built-in model, which knows shapes, short texts and small charts. For photographs, "
+            "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's research license)"
         )
     return hub.DEFAULT if model is None else model
 
@@ -170,19 +170,19 @@ def limit_cache(cache_limit: str | None) -> None:
 
 
 def can_wire(wired: bool) -> bool:
-    """Whether to wire memory, with a note where the device cannot."""
+    """Whether to wire memory; prints a note if the device does not support it."""
     if not wired:
         return False
     from ..inference.allocator import working_set_bytes
 
     if working_set_bytes():
         return True
-    output.say("note: --wired has no effect here; this device reports no working set, as Macs do")
+    output.say("note: --wired has no effect here; only Macs report a working set")
     return False
 
 
 def image_options(
     image_size: int | None, image_mode: str | None, grid: str | None, max_tiles: int | None, reference: bool
 ) -> ImageOptions:
-    """The options together, checked before a model is loaded."""
+    """The picture options, validated before a model is loaded."""
     return ImageOptions(image_size, image_mode, parsed_grid(grid), max_tiles, reference)

@@ -25,40 +25,49 @@ from .options import (
 
 KEY_VARIABLE = "FASTVLM_MLX_API_KEY"
 _NEEDED = ("starlette", "uvicorn", "prometheus_client", "llguidance")
-_OF_PICTURES = 1 / 4  # of the memory for what may be asked about again
+_OF_PICTURES = 1 / 4  # share of --memory for image features; prefixes get the rest
 
 
 def serve(
     model: Model = None,
     adapter: AdapterPath = None,
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = 8080,
     api_key: Annotated[
-        str | None, typer.Option(envvar=KEY_VARIABLE, help="Answer only who sends it as a bearer token.")
+        str | None, typer.Option(envvar=KEY_VARIABLE, help="Require this bearer token from clients.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model. Default: the last part of --model.")
+        str | None, typer.Option(help="Model name in the API. Default: the last part of --model.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Answer so many side by side.")] = 16,
-    queue: Annotated[int, typer.Option(min=0, help="Let so many wait; turn away the next.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent answers.")] = 16,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Maximum number of waiting requests; more are refused.")
+    ] = 64,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", min=1, help="Of an answer, where a client does not say.")
+        int, typer.Option("--max-tokens", "-n", min=1, help="Default token limit for requests without one.")
     ] = 512,
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="For pictures and texts that may be asked about again.")
+        str, typer.Option(metavar="SIZE", help="Size of the feature and prefix caches.")
     ] = "1GB",
     remote: Annotated[
         bool,
-        typer.Option("--allow-remote-images", help="Fetch pictures from public http(s) addresses."),
+        typer.Option("--allow-remote-images", help="Fetch pictures from public http(s) URLs."),
     ] = False,
     cors: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Let this site's pages ask, such as https://example.org."),
+        typer.Option(
+            metavar="ORIGIN",
+            help="Allow requests from this web origin, such as https://example.org; repeatable.",
+        ),
     ] = None,
-    max_request: Annotated[str, typer.Option(metavar="SIZE", help="Refuse requests beyond it.")] = "50MB",
-    max_image: Annotated[str, typer.Option(metavar="SIZE", help="Refuse picture files beyond it.")] = "20MB",
+    max_request: Annotated[str, typer.Option(metavar="SIZE", help="Maximum request size.")] = "50MB",
+    max_image: Annotated[str, typer.Option(metavar="SIZE", help="Maximum picture file size.")] = "20MB",
     drain: Annotated[
-        float, typer.Option(min=0, help="Seconds that answers get to end when the server is stopped.")
+        float, typer.Option(min=0, help="Seconds to let answers finish when the server stops.")
     ] = 30.0,
     dtype: Dtype = None,
     kv_bits: KvBits = None,
@@ -67,10 +76,10 @@ def serve(
     kernels: Kernels = None,
     revision: Revision = None,
 ) -> None:
-    """Answer OpenAI's chat completions on a port, with a page for the camera.
+    """Serve OpenAI's chat completions API, with a web page for the camera.
 
-    Pictures and the beginnings of conversations are worked out once for all who ask about them, and answers
-    are made side by side. docs/serve.md says what requests may hold.
+    Clients share encoded pictures and prompt prefixes, and requests are batched continuously. docs/serve.md
+    lists the supported request fields.
 
     \b
     Examples:
@@ -81,7 +90,7 @@ def serve(
     if missing := [module for module in _NEEDED if importlib.util.find_spec(module) is None]:
         raise ConfigError(f"serve needs {', '.join(missing)}; run pip install 'fastvlm-mlx[serve]'")
     if api_key is not None and not api_key.strip():
-        raise ConfigError("the API key is empty; give one, or leave it out")
+        raise ConfigError("--api-key is empty; give a key, or drop the option")
 
     from ..serve.app import Settings
     from ..serve.engine import Engine

@@ -11,23 +11,23 @@ from ..terminal.output import say
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a TOML file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; one begun is continued.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The training recipe, a TOML file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The run's folder; an existing run resumes.")
+    ],
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Save and stop after so long; the same command goes on.")
+        float | None, typer.Option(min=0.01, help="Save and stop after N minutes; the same command resumes.")
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="Divide every batch between so many processes: for CPUs, one a core.")
+        int, typer.Option(min=1, help="Split every batch across N processes; on CPUs, use one per core.")
     ] = 1,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Make pictures ahead in so many further processes: for GPUs.")
-    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Prepare pictures in N more processes; for GPUs.")] = 0,
 ) -> None:
     """Fine-tune a model by a recipe.
 
-    A recipe names its stages, and in each what moves, for how long and at which rate. Killed at any moment,
-    the same command continues from the last saved step and comes to the same weights. OUTPUT holds the
-    states, log.jsonl, curve.png, and at the end the model or the adapter.
+    A recipe lists stages, each with its trained parts, length and learning rate. After an interruption, the
+    same command resumes from the last saved step and reaches the same weights. OUTPUT contains the saved
+    states, log.jsonl, curve.png and, at the end, the model or the adapter.
 
     \b
     Examples:

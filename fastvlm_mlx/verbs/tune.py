@@ -20,29 +20,32 @@ def tune(
         typer.Option(
             "--model",
             "-m",
-            help=f"A directory or hub id. Default: --random, else {MODEL_VARIABLE}, else --random 0.5b.",
+            help=f"Model directory or hub id. Default: --random, else {MODEL_VARIABLE}, else --random 0.5b.",
         ),
     ] = None,
     random: Annotated[
         str | None,
-        typer.Option(metavar="0.5b|1.5b|7b", help="True sizes, nothing to download; all three see alike."),
+        typer.Option(
+            metavar="0.5b|1.5b|7b",
+            help="Real sizes with random weights, no download; all three have the same tower.",
+        ),
     ] = None,
     image_size: ImageSize = None,
     dtype: Dtype = None,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each, after one that is not.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs per candidate, after one warm-up run.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Measure nothing: forget what was chosen before.")
+        bool, typer.Option("--forget", help="Measure nothing; delete the stored choices.")
     ] = False,
     revision: Revision = None,
 ) -> None:
     """Find the fastest way to compute the vision tower on this machine, and use it from now on. Experimental.
 
-    Each operation (depthwise convolution, attention, GELU) has several candidates. Each is checked against
-    the plain definition; wrong ones, and ones that do not run here, are dropped. The others are timed in
-    turns, at the model's own shapes. The choice is kept for this chip, version of MLX and type.
+    Each operation (depthwise convolution, attention, GELU) has several candidates. Candidates that do not run
+    here, or that differ from the plain definition, are dropped. The others are timed in turn at the model's
+    own shapes. The choice is stored for this chip, MLX version and data type.
 
-    Without this command a GPU uses MLX's own operations: our Metal and CUDA kernels were never run by us.
+    Without this command, a GPU uses MLX's own operations: we never ran our Metal and CUDA kernels ourselves.
     --kernels stock, or FASTVLM_MLX_KERNELS=stock, ignores the choices.
 
     \b
@@ -53,13 +56,13 @@ def tune(
     """
     if forget:
         if model or random or as_json or image_size or dtype:
-            raise ConfigError("--forget measures nothing; leave the other options out")
+            raise ConfigError("--forget measures nothing; drop the other options")
         from ..kernels import choice
 
         had = choice.forget()
-        return output.say("What was chosen is forgotten." if had else "There was nothing to forget.")
+        return output.say("Deleted the stored choices." if had else "There were no stored choices.")
     if model is not None and random is not None:
-        raise ConfigError("--model and --random name two models; give one of them")
+        raise ConfigError("--model and --random exclude each other; give one of them")
     options = image_options(image_size, None, None, None, reference=False)
     if random is None:
         model = model or os.environ.get(MODEL_VARIABLE) or None

@@ -70,7 +70,7 @@ CAPTIONS = {
         of("a.csv", a__csv=b"image\n\xff\n"), r"a\.csv: not UTF-8 \(byte 7\)", "save the file as UTF-8"
     ),
     "a parquet that is none": Case(
-        of("a.parquet", a__parquet="precious"), r"a\.parquet: no readable Parquet", "copy or download"
+        of("a.parquet", a__parquet="precious"), r"a\.parquet: cannot be read as Parquet", "copy or download"
     ),
     "no folder of pictures": Case(asked("--images", "gone"), "gone: no such folder", "--images"),
     "a result that is there": Case(
@@ -78,7 +78,7 @@ CAPTIONS = {
     ),
     "a result among the sources": Case(
         lambda at: [*of("captions.jsonl", captions__jsonl='{"image": "a.png"}')(at), "--overwrite"],
-        r"captions\.jsonl: is one of the sources",
+        r"captions\.jsonl: --out is also a source",
         "another --out",
     ),
     "a folder for the result": Case(
@@ -98,20 +98,24 @@ CAPTIONS = {
     "an unknown format": Case(asked("--format", "xml"), "format 'xml'", "choose one of jsonl, parquet, meta"),
     "metadata away from the pictures": Case(
         lambda at: [(at / "m").mkdir(), *of()(at), "-o", "m/metadata.jsonl"][1:],
-        r"0000\.png: metadata tells of picture files in its own folder",
-        "put --out beside the pictures",
+        r"0000\.png: metadata covers only picture files in its own folder",
+        "put --out next to the pictures",
     ),
-    "a question and a template": Case(asked("-p", "What?", "--template", "{name}"), "two ways", "give one"),
-    "an empty question": Case(asked("-p", " "), "nothing is asked", "--prompt"),
+    "a question and a template": Case(
+        asked("-p", "What?", "--template", "{name}"), "exclude each other", "give one"
+    ),
+    "an empty question": Case(asked("-p", " "), "the question is empty", "--prompt"),
     "a template of unknown fields": Case(
-        asked("--template", "Is it {mood}?"), r"nothing has a \{mood\}", "known are name, folder, key"
+        asked("--template", "Is it {mood}?"),
+        r"no picture has the field \{mood\}",
+        "choose among name, folder, key",
     ),
     "a template that looks inside": Case(
         asked("--template", "{name.__class__}"),
-        r"\{name\.__class__\} is no field",
+        r"\{name\.__class__\} is not a field",
         "write {name} or a column",
     ),
-    "a template with one brace": Case(asked("--template", "{name"), "--template: ", "for braces"),
+    "a template with one brace": Case(asked("--template", "{name"), "--template: ", "for literal braces"),
     "image size 100": Case(asked("--image-size", 100), "image.size 100", "choose 64 or 128"),
     "temperature -1": Case(asked("--temp", -1), "temperature is -1", "0 .greedy. or more"),
     "batch 0": Case(asked("--batch", 0), "--batch", "fastvlm-mlx caption --help", 2),

@@ -66,7 +66,7 @@ CONVERSIONS = {
     "twice quantized": Case(twice_quantized, "quantized already", "start from the original"),
     "NaN under --verify": Case(nan_weights, "damaged.*not finite", DOCTOR),
     "an unknown program to verify against": Case(
-        converting("--verify-against", "torch"), "--verify-against 'torch'", "choose transformers"
+        converting("--verify-against", "torch"), "no program 'torch' to verify against", "choose transformers"
     ),
     "a source without weights": Case(damaged_source, "damaged", "download it again"),
     "no such source": Case(

@@ -59,8 +59,8 @@ DATA = {
     "no picture": Case(row(image=...), LINE_2 + "none of images, image", r'write "images": \[\]'),
     "a number for a picture": Case(row(image=262148), LINE_2 + "image is 262148", "name of a picture file"),
     "a picture within": Case(row(image={"bytes": "iVBOR"}), LINE_2 + "image is {", "name of a picture file"),
-    "a missing picture": Case(row(image="gone.png"), LINE_2 + r"no picture .*gone\.png", "--images names"),
-    "an address": Case(row(image="http://a.b/c.png"), LINE_2 + "no picture", "--images names"),
+    "a missing picture": Case(row(image="gone.png"), LINE_2 + r"no picture .*gone\.png", "with --images"),
+    "an address": Case(row(image="http://a.b/c.png"), LINE_2 + "no picture", "with --images"),
     "more marks than pictures": Case(
         row(question="<image> or <image>?"), LINE_2 + r"2 place.*1 picture", "give one picture for each mark"
     ),
@@ -87,7 +87,7 @@ DATA = {
     "yesno of cats": Case(
         about(lines(GOOD), "--metric", "yesno"), "line 1: its answer is 'cat'", "yes and no"
     ),
-    "blind with one picture": Case(about(lines(GOOD, GOOD), "--blind"), "no other row", "leave --blind out"),
+    "blind with one picture": Case(about(lines(GOOD, GOOD), "--blind"), "no other row", "drop --blind"),
     "image size 100": Case(about(lines(GOOD), "--image-size", 100), "image.size 100", "choose 64 or 128"),
     "a grid without tiles": Case(
         about(lines(GOOD), "--grid", "2x2"), "image mode has no tiles", "choose tiles"
@@ -171,4 +171,4 @@ def test_a_damaged_prediction_is_named_by_its_line(
             file.write(b'{"line": "one"}\n')
         return begun
 
-    expect_refusal(Case(make, r"said\.jsonl, line 3: no prediction", "remove that line"))
+    expect_refusal(Case(make, r"said\.jsonl, line 3: not a prediction", "remove the line"))

@@ -87,7 +87,7 @@ EXPORTS = {
     "no name to upload to": Case(exporting("--upload-repo", "mine"), "mine", "owner/name"),
     "DST exists": Case(full, "/out", "choose another path or pass --overwrite"),
     "no DST": Case(lambda at: ["export", MODEL], "--output", "--output DIR"),
-    "--check and a model": Case(lambda at: ["export", MODEL, "--check", at], "--check", "leave MODEL"),
+    "--check and a model": Case(lambda at: ["export", MODEL, "--check", at], "--check", "drop MODEL"),
 }
 
 

@@ -70,7 +70,9 @@ QUESTIONS = {
     "unknown option": Case(question("--promt", "x"), "--promt", GENERATE_HELP, 2),
     "unknown verb": Case(lambda at: ["generat", TALL], "'generat'", "fastvlm-mlx --help", 2),
     "half a character": Case(question("-p", "what\udcff?"), "half a character", "pass valid Unicode"),
-    "chat about standard input": Case(lambda at: ["chat", "-", "-m", MODEL], "questions", "name a file"),
+    "chat about standard input": Case(
+        lambda at: ["chat", "-", "-m", MODEL], "questions", "give a picture's path"
+    ),
     "chat about no picture": Case(lambda at: ["chat", at / "no.png", "-m", MODEL], "no.png", "readable"),
     "chat, image size 100": Case(
         lambda at: ["chat", TALL, "-m", MODEL, "--image-size", 100], "100", "choose 64 or 128"

@@ -56,7 +56,7 @@ VIDEOS = {
     "no such file": Case(asking("gone.mp4", None), r"gone\.mp4", "pass the path of a readable video"),
     "a directory": Case(directory, r"folder\.mp4", "pass the path of a readable video"),
     "options of a video for a picture": Case(
-        lambda at: ["generate", TALL, "-m", MODEL, "--fps", 1], "--fps", "leave them out"
+        lambda at: ["generate", TALL, "-m", MODEL, "--fps", 1], "--fps", "drop them"
     ),
     "no frames": Case(lambda at: short(at, "--max-frames", 0), "max-frames is 0", "choose 1 or more"),
     "no rate": Case(lambda at: short(at, "--fps", -1), "fps is -1", "choose more than 0"),

@@ -184,4 +184,4 @@ def test_rivals_that_do_not_fit_are_refused_before_they_are_made(
     monkeypatch.setattr(untrained, "build", None)
     done = run("bench", "--random", "0.5b", "--against", "convnext-xxl")
     assert done.code == 1
-    assert "of encoders) and this machine has 4.00" in done.err
+    assert "for the encoders), but this machine has 4.00" in done.err

@@ -299,7 +299,7 @@ REFUSED = {
         "smaller",
     ),
     "a model the paper has no times of": Refusal(
-        lambda at: ["bench", "-m", MODEL, "--no-cold", "--paper"], "publishes no times", "leave --paper out"
+        lambda at: ["bench", "-m", MODEL, "--no-cold", "--paper"], "has no times", "drop --paper"
     ),
     "an unknown rival": Refusal(lambda at: ["bench", "--against", "vit-g"], "'vit-g'", "choose from vit-l"),
     "a size that a rival does not read": Refusal(
@@ -309,13 +309,13 @@ REFUSED = {
         lambda at: ["bench", "--against", "fastvit", "--roofline"], "--against", "leave"
     ),
     "a batch against a rival": Refusal(
-        lambda at: ["bench", "--against", "fastvit", "--batch", 2], "--batch 2", "leave --batch out"
+        lambda at: ["bench", "--against", "fastvit", "--batch", 2], "--batch 2", "drop --batch"
     ),
     "a grid without tiles": Refusal(
         lambda at: ["bench", "-m", MODEL, "--grid", "2x2"], "image mode has no tiles", "choose tiles"
     ),
     "tiles beside the paper": Refusal(
-        lambda at: ["bench", "--paper", "--image-mode", "tiles"], "whole squares", "leave --image-mode out"
+        lambda at: ["bench", "--paper", "--image-mode", "tiles"], "whole squares", "drop --image-mode"
     ),
     "more tiles than it reads": Refusal(
         lambda at: ["bench", "-m", MODEL, "--sizes", "512", "--image-mode", "tiles", "--grid", "20x10"],

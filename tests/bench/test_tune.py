@@ -72,7 +72,7 @@ def test_tune_keeps_what_it_found_and_forgets_it(run: Run, model: Path, folder: 
     assert {key: mark.split(" 0x")[0] for key, mark in kept.items()}.keys() == chosen.keys()
     assert str(folder / "kernels.json") in told.err
 
-    assert "forgotten" in run("tune", "--forget").err
+    assert "Deleted" in run("tune", "--forget").err
     assert not (folder / "kernels.json").exists()
     assert "nothing to forget" in run("tune", "--forget").err
 

@@ -225,7 +225,7 @@ def test_lines_of_json_that_are_wrong_are_items_with_a_reason(here: Path) -> Non
     assert (first.key, first.columns) == ("list.jsonl#1:0000.png", {"title": "t"})
     assert keys(others) == [f"list.jsonl#{line}" for line in (3, 4, 5, 6, 7, 8)]
     assert all(isinstance(item.place, Wrong) for item in others)
-    with pytest.raises(ImageError, match=r"none of .*image.*, only 'x'"):
+    with pytest.raises(ImageError, match=r"no field .*image.*, only 'x'"):
         opened(others[4])
 
 
@@ -274,7 +274,7 @@ def test_nothing_to_caption_is_said(here: Path) -> None:
         "gone": "gone: no such file or folder",
         "gone/*.png": r"gone/\*.png: no pictures; check",
         "empty": "empty: no pictures; check",
-        "packed": r"no pictures, but \.tar files; to read those give 'packed/\*\.tar'",
+        "packed": r"no pictures, but \.tar files; to read them, give 'packed/\*\.tar'",
         "texts": r"only other files \(1 \.txt\)",
     }.items():
         with pytest.raises(DataError, match=message):

@@ -58,7 +58,7 @@ def test_captions_are_the_model_s_answers_in_order_whatever_the_batch(
     vlm: VLM, captioned: Captioned, tmp_path: Path, batch: int
 ) -> None:
     done = captioned(album(tmp_path / "photos", 8), "--batch", batch)
-    assert re.fullmatch(r"\S*captions\.jsonl: 8 captions; 8 pictures just now, [\d.]+ a second\n", done.err)
+    assert re.fullmatch(r"\S*captions\.jsonl: 8 captions; 8 new, [\d.]+ pictures/s\n", done.err)
     found = records(tmp_path / "captions.jsonl")
     assert [(record["key"], record["caption"]) for record in found] == [
         (f"{seed:04}.png", alone(vlm, seed)) for seed in range(8)
@@ -217,7 +217,7 @@ def test_pictures_that_fail_are_told_with_the_reason_and_can_be_tried_again(
     (photos / "0003.png").write_bytes(b"")
     (photos / "broken\nlink.png").symlink_to("nowhere")
     done = captioned(photos, "--batch", 2)
-    assert "3 could not be captioned" in done.err
+    assert "3 pictures failed" in done.err
     failed = tmp_path / "captions.jsonl.run" / "failed.jsonl"
     assert list(said(tmp_path / "captions.jsonl")) == ["0000.png", "0001.png", "0004.png"]
     reasons = {record["key"]: record["error"] for record in records(failed)}
@@ -229,12 +229,12 @@ def test_pictures_that_fail_are_told_with_the_reason_and_can_be_tried_again(
     captioned(photos, "--batch", 2)  # not tried again
     assert asked == [2, 1]
     (photos / "0002.png").write_bytes(whole)
-    assert "2 could not be" in captioned(photos, "--retry-failed").err
+    assert "2 pictures failed" in captioned(photos, "--retry-failed").err
     assert asked == [2, 1, 1]
     assert list(said(tmp_path / "captions.jsonl"))[2] == "0002.png"
     (photos / "0003.png").write_bytes(whole)
     (photos / "broken\nlink.png").unlink()
-    assert "could not be" not in captioned(photos, "--retry-failed").err
+    assert "pictures failed" not in captioned(photos, "--retry-failed").err
     assert not failed.exists()
     assert list(said(tmp_path / "captions.jsonl")) == [f"{seed:04}.png" for seed in range(5)]
 
@@ -249,8 +249,8 @@ def test_a_prompt_that_cannot_be_made_fails_alone(captioned: Captioned, tmp_path
     captioned(tmp_path / "list.jsonl", "--template", "Is it {title}? <image>")
     assert list(said(tmp_path / "captions.jsonl")) == [f"{tmp_path}/list.jsonl#4:0003.png"]
     reasons = [record["error"] for record in records(tmp_path / "captions.jsonl.run" / "failed.jsonl")]
-    assert "has no 'title' for the template" in reasons[0]
-    assert re.match(r"takes \d+ positions and the model reads", reasons[1])
+    assert "has no field 'title' for the template" in reasons[0]
+    assert re.match(r"takes \d+ positions but the model's context is", reasons[1])
     assert "marks 2 place(s)" in reasons[2]
 
 

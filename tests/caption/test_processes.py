@@ -171,7 +171,7 @@ def test_a_line_that_is_torn_is_made_again(
     assert died.code == -signal.SIGKILL
     assert count(out) == before
     assert not out.exists()
-    assert f"{60 - before} pictures just now" in captioned(photos, "--batch", BATCH).err
+    assert f"{60 - before} new" in captioned(photos, "--batch", BATCH).err
     assert out.read_bytes() == expected
     assert_each_once(out, photos)
     assert not list(tmp_path.glob(".*"))
@@ -270,7 +270,7 @@ def test_ranks_that_share_no_folder_have_fixed_shares_that_can_be_put_together(
     for part in outs[1].with_name("captions.jsonl.run").glob("part-*.jsonl"):
         assert not (outs[0].with_name("captions.jsonl.run") / part.name).exists()
         shutil.copy(part, outs[0].with_name("captions.jsonl.run"))
-    assert "0 pictures just now" in captioned(photos, out=outs[0]).err
+    assert "0 new" in captioned(photos, out=outs[0]).err
     assert outs[0].read_bytes() == expected
 
 
@@ -311,6 +311,6 @@ def test_a_full_disk_keeps_what_there_is_and_the_same_command_goes_on(
     assert not out.exists()
     before = count(out)
     assert (before > 0) == (limit > 100)
-    assert f"{60 - before} pictures just now" in captioned(photos, "--batch", BATCH).err
+    assert f"{60 - before} new" in captioned(photos, "--batch", BATCH).err
     assert out.read_bytes() == expected
     assert_each_once(out, photos)

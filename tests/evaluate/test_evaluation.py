@@ -74,7 +74,7 @@ def test_scores_are_told_by_category_and_over_all(rows: Rows, evaluated: Callabl
     model, data, asked = done.out.splitlines()[:3]
     assert model == f"model    {MODEL}, float32"
     assert data.startswith("data     data.jsonl, sha256 ")
-    assert asked == f"asked    pictures of 256, {TOKENS} tokens at most"
+    assert asked == f"options  pictures of 256, up to {TOKENS} tokens"
     assert table(done) == {
         "category": ["rows", "exact"],
         "what": ["4", "50.00"],
@@ -155,7 +155,7 @@ def test_shapes_and_tiles_are_asked_with(
         prompt = vlm.prompt(row["question"], [IMAGES / row["image"]], options=shown)
         answered.append(row | {"answer": vlm.generate(prompt, max_tokens=TOKENS).text})
     done = evaluated(answered, "--image-mode", *options)
-    assert done.out.splitlines()[2] == f"asked    pictures of {label}, {TOKENS} tokens at most"
+    assert done.out.splitlines()[2] == f"options  pictures of {label}, up to {TOKENS} tokens"
     assert table(done)["all"] == ["8", "100.00"]
 
 

@@ -164,7 +164,7 @@ def test_the_blind_never_get_their_own_picture_nor_another_number_of_them() -> N
 
 
 def test_without_another_picture_nobody_can_be_blind() -> None:
-    with pytest.raises(DataError, match="line 1: no other row has 1 other picture to ask about"):
+    with pytest.raises(DataError, match="line 1: no other row has 1 other picture to swap with"):
         blinded(data_of(("a",), ("a",)))
 
 

@@ -402,7 +402,7 @@ def test_the_command_says_how_much_was_damaged(ask: Run, tmp_path: Path) -> None
     content = bytearray(path.read_bytes())
     content[pos + 8 : pos + 8 + size] = bytes(size)
     path.write_bytes(content)
-    assert ask(path, "--max-frames", 24).err == f"note: {path}: 1 damaged packet(s) left out\n"
+    assert ask(path, "--max-frames", 24).err == f"note: {path}: skipped 1 damaged packet(s)\n"
 
 
 def test_the_library_tells_progress_and_draws_nothing(
