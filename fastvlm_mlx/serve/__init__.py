@@ -1,1 +1,1 @@
-"""`fastvlm-mlx serve`: an OpenAI-compatible server, and a page that looks through a camera."""
+"""`fastvlm-mlx serve`: an OpenAI-compatible server, and a web page for the camera."""

@@ -1,4 +1,4 @@
-"""The server as an ASGI application: what requests are answered with, and who is turned away."""
+"""The ASGI application: routes, access checks, answers and the limit on waiting requests."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ from .request import Asked, Refused, chatml, parse
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
-_BODY_S = 60  # for all of a request to arrive
-_DECODING = 4  # requests whose pictures are opened at a time: a large one takes hundreds of MB
-_MOST_PICTURES = 16  # of one request
-_GONE = 499  # what a client's hanging up is counted as
-_RETRY_S = (1, 60)  # what a client that is turned away may be told, at least and at most
+_BODY_S = 60  # time limit for receiving a whole request
+_DECODING = 4  # requests whose pictures are opened at once; a large picture takes hundreds of MB
+_MOST_PICTURES = 16  # in one request
+_GONE = 499  # the status counted for a client that disconnects
+_RETRY_S = (1, 60)  # minimum and maximum of Retry-After
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -62,18 +62,18 @@ _PAGE_HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    name: str  # of the model, for clients
-    queue: int = 64  # requests that may wait
-    max_tokens: int = 512  # of an answer, where the client does not say
+    name: str  # the model's name for clients
+    queue: int = 64  # maximum number of waiting requests
+    max_tokens: int = 512  # default for requests without max_tokens
     api_key: str | None = None
-    origins: tuple[str, ...] = ()  # whose pages may ask, beside our own
-    hosts: tuple[str, ...] = ()  # what requests must call the server by; any name without
+    origins: tuple[str, ...] = ()  # origins allowed by CORS
+    hosts: tuple[str, ...] = ()  # accepted names in the Host header; empty accepts any
     body_bytes: int = 50 * 2**20
     limits: pictures.Limits = pictures.Limits()  # noqa: RUF009 - frozen
 
 
 def application(settings: Settings, vlm: VLM, engine: Engine) -> Starlette:
-    """`engine` has been started and is closed by the caller."""
+    """Return the server's application. The caller has started `engine` and closes it."""
     service = _Service(settings, vlm, engine)
     routes = [
         Route("/", service.page),
@@ -93,7 +93,7 @@ def application(settings: Settings, vlm: VLM, engine: Engine) -> Starlette:
                 allow_headers=["Authorization", "Content-Type"],
             )
         )
-    handlers = dict.fromkeys((FastVLMError, HTTPException, ClientDisconnect, Exception), _refused)
+    handlers = dict.fromkeys((FastVLMError, HTTPException, ClientDisconnect, Exception), _error_response)
     return Starlette(routes=routes, middleware=around, exception_handlers=handlers)
 
 
@@ -102,15 +102,15 @@ class _Service:
         self._settings, self._vlm, self._engine = settings, vlm, engine
         self._metrics = Metrics(engine)
         self.counted = self._metrics.requests
-        self._shapes: Shapes | None = None  # takes seconds to make, and few ask for it
-        self._making_shapes = Lock()
-        self._began = int(time.time())
+        self._shapes: Shapes | None = None  # built for the first request with a schema; takes seconds
+        self._shapes_lock = Lock()
+        self._started = int(time.time())
         self._decoding = CapacityLimiter(_DECODING)
-        self._inside = 0  # requests for completions, from their first byte to their last
-        self._usual_s = 1.0  # that an answer takes
+        self._open = 0  # completion requests being received, waiting or answered
+        self._answer_s = 1.0  # moving average of the time of an answer
         self._page = resources.files(__package__).joinpath("page.html").read_bytes()
 
-    # --- what can be asked for
+    # --- routes
 
     async def page(self, request: Request) -> Response:
         self._check_host(request)
@@ -138,109 +138,110 @@ class _Service:
         arrived = time.perf_counter()
         self._check_key(request)
         self._enter()
-        streaming = asked_well = False
+        streaming = accepted = False
         try:
-            asked = parse(await self._body(request))
-            self._check_model(asked.model)
-            question = await to_thread.run_sync(self._question, asked, limiter=self._decoding)
-            course = Course(arrived, reply.Stops(asked.stop))
+            requested = parse(await self._body(request))
+            self._check_model(requested.model)
+            question = await to_thread.run_sync(self._question, requested, limiter=self._decoding)
+            course = Course(arrived, reply.Stops(requested.stop))
             head = reply.Head(
-                f"chatcmpl-{uuid.uuid4().hex}", self._settings.name, int(time.time()), asked.include_usage
+                f"chatcmpl-{uuid.uuid4().hex}", self._settings.name, int(time.time()), requested.include_usage
             )
             events = self._events(question)
-            asked_well = True
-            if not asked.stream:
-                return JSONResponse(await unless_gone(request, self._whole(asked, head, course, events)))
-            course.follow(await unless_gone(request, anext(events)))  # what fails at once has its status
+            accepted = True
+            if not requested.stream:
+                return JSONResponse(await unless_gone(request, self._whole(requested, head, course, events)))
+            # The first event comes before the status is sent: an early error keeps its own status.
+            course.follow(await unless_gone(request, anext(events)))
             streaming = True
-            return Streamed(self._chunks(asked, head, course, events), lambda: self._leave(arrived))
+            return Streamed(self._chunks(requested, head, course, events), lambda: self._leave(arrived))
         finally:
             if not streaming:
-                self._leave(arrived if asked_well else None)
+                self._leave(arrived if accepted else None)
 
     # --- answers
 
     async def _whole(
-        self, asked: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
+        self, requested: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
     ) -> dict[str, Any]:
         text: list[str] = []
-        said: list[reply.Said] = []
+        logprobs: list[reply.TokenLogprob] = []
         async with aclosing(events):
             async for event in events:
                 text.append(course.follow(event))
-                said += self._said(event)
+                logprobs += self._logprobs(event)
                 if course.reason:
                     break
         self._count(course)
         assert course.reason
-        logprobs = None if asked.top_logprobs is None else said
-        return head.completion("".join(text), course.reason, course.usage(), course.timings(), logprobs)
+        shown = None if requested.top_logprobs is None else logprobs
+        return head.completion("".join(text), course.reason, course.usage(), course.timings(), shown)
 
     async def _chunks(
-        self, asked: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
+        self, requested: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
     ) -> AsyncGenerator[bytes]:
         yield reply.sse(head.opening())
         try:
             async with aclosing(events):
                 async for event in events:
-                    text, said = course.follow(event), self._said(event)
-                    if text or said:
-                        yield reply.sse(head.piece(text, said or None))
+                    text, logprobs = course.follow(event), self._logprobs(event)
+                    if text or logprobs:
+                        yield reply.sse(head.piece(text, logprobs or None))
                     if course.reason:
                         break
             self._count(course)
             assert course.reason
             yield reply.sse(head.closing(course.reason))
-            if asked.include_usage:
-                yield reply.sse(head.told(course.usage(), course.timings()))
+            if requested.include_usage:
+                yield reply.sse(head.usage(course.usage(), course.timings()))
             yield reply.DONE
-        except FastVLMError as error:  # the status has gone out already
-            yield reply.sse(_refusal(error).body())
+        except FastVLMError as error:  # the status was sent already
+            yield reply.sse(_as_refused(error).body())
 
     async def _events(self, question: Question) -> AsyncGenerator[Event]:
-        """As the model's thread tells them; whoever stops reading leaves the model's batch."""
-        loop, told = asyncio.get_running_loop(), asyncio.Queue[Event | Failed]()
+        """Yield the answer's events from the model's thread. Closing the generator cancels the answer."""
+        loop, received = asyncio.get_running_loop(), asyncio.Queue[Event | Failed]()
 
-        def tell(event: Event | Failed) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, event)
+        def receive(event: Event | Failed) -> None:
+            loop.call_soon_threadsafe(received.put_nowait, event)
 
-        ticket = self._engine.ask(question, tell)
+        ticket = self._engine.ask(question, receive)
         try:
             while True:
-                event = await told.get()
+                event = await received.get()
                 if isinstance(event, Failed):
                     if not isinstance(event.error, FastVLMError):
                         _LOG.error("a question failed", exc_info=event.error)
-                    raise _refusal(event.error)
+                    raise _as_refused(event.error)
                 yield event
                 if isinstance(event, Finished):
                     return
         finally:
             ticket.cancelled = True
 
-    def _said(self, event: Event) -> list[reply.Said]:
+    def _logprobs(self, event: Event) -> list[reply.TokenLogprob]:
         if not isinstance(event, Token) or event.logprob is None:
             return []
-        top = tuple(self._told(id, logprob) for id, logprob in event.likeliest)
-        return [replace(self._told(event.id, event.logprob), top=top)]
+        top = tuple(self._logprob(id, logprob) for id, logprob in event.likeliest)
+        return [replace(self._logprob(event.id, event.logprob), top=top)]
 
-    def _told(self, id: int, logprob: float) -> reply.Said:
+    def _logprob(self, id: int, logprob: float) -> reply.TokenLogprob:
         spelled = self._vlm.tokenizer.bytes_of(id, skip_special=False)
-        return reply.Said(spelled.decode(errors="replace"), spelled, logprob)
+        return reply.TokenLogprob(spelled.decode(errors="replace"), spelled, logprob)
 
     # --- requests
 
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a page of any origin could send others unasked
+        if kind != "application/json":  # browsers send other types across origins without asking
             raise Refused(f"the content type is {kind or 'missing'}; send application/json", 415)
-        most, body = self._settings.body_bytes, bytearray()
+        limit, body = self._settings.body_bytes, bytearray()
         try:
             async with asyncio.timeout(_BODY_S):
                 async for chunk in request.stream():
                     body += chunk
-                    if len(body) > most:
-                        found = f"the request has more than {most} bytes; send smaller pictures"
+                    if len(body) > limit:
+                        found = f"the request has more than {limit} bytes; send smaller pictures"
                         raise Refused(found, 413)
         except TimeoutError:
             raise Refused(
@@ -248,43 +249,45 @@ class _Service:
             ) from None
         return bytes(body)
 
-    def _question(self, asked: Asked) -> Question:
-        """Pictures are fetched, decoded and prepared: seconds of work, away from the event loop."""
-        text, links = chatml(asked.messages)
+    def _question(self, requested: Asked) -> Question:
+        """Fetch and decode the pictures and tokenize. Takes seconds, so it runs in a worker thread."""
+        text, links = chatml(requested.messages)
         if len(links) > _MOST_PICTURES:
-            found = f"{len(links)} pictures in one request; at most {_MOST_PICTURES}; send fewer"
+            found = f"the request has {len(links)} pictures; send at most {_MOST_PICTURES}"
             raise Refused(found, param="messages", code="too_many_images")
+        limits = self._settings.limits
         shown = [
-            self._vlm.picture(pictures.open_link(link, self._settings.limits), ImageOptions(asked.image_size))
+            self._vlm.picture(pictures.open_link(link, limits), ImageOptions(requested.image_size))
             for link in links
         ]
         prompt = assemble(text, shown, self._vlm.tokenizer.encode)
         for picture in shown:
-            _ = picture.key  # worked out here, not in the model's thread
+            _ = picture.key  # hash the pixels here, not in the model's thread
         try:
             refuse_beyond(self._vlm.config.text.context, [prompt])
         except PromptError as error:
             raise Refused(str(error), param="messages", code="context_length_exceeded") from None
-        form = asked.form
-        shape = None if form is None else self._shapes_of_vocabulary().begin(form)
-        most = self._settings.max_tokens if asked.max_tokens is None else asked.max_tokens
-        return Question(prompt, most, asked.sampling, asked.top_logprobs, shape)
+        form = requested.form
+        shape = None if form is None else self._shared_shapes().begin(form)
+        max_tokens = self._settings.max_tokens if requested.max_tokens is None else requested.max_tokens
+        return Question(prompt, max_tokens, requested.sampling, requested.top_logprobs, shape)
 
-    def _shapes_of_vocabulary(self) -> Shapes:
-        with self._making_shapes:  # requests are prepared in several threads
+    def _shared_shapes(self) -> Shapes:
+        with self._shapes_lock:  # requests are prepared in several threads
             if self._shapes is None:
                 self._shapes = Shapes(self._vlm.tokenizer)
             return self._shapes
 
     def _check_host(self, request: Request) -> None:
-        """A page of anywhere may have its name point to this machine; it then asks by that name."""
-        hosts, asked = self._settings.hosts, request.headers.get("host", "")
+        """Refuse DNS rebinding: a website whose name resolves to this machine sends that name as Host."""
+        hosts, host = self._settings.hosts, request.headers.get("host", "")
         try:
-            name = urlsplit(f"//{asked}").hostname
+            name = urlsplit(f"//{host}").hostname
         except ValueError:  # such as an open bracket
-            raise Refused(f"no host name {asked!r}; ask by the server's address") from None
+            found = f"the Host header {host!r} is not a host name; use the server's address"
+            raise Refused(found) from None
         if hosts and name not in hosts:
-            raise Refused(f"this server is not called {asked!r}; ask it by an address of its own", 403)
+            raise Refused(f"this server is not called {host!r}; use its own address", 403)
 
     def _check_key(self, request: Request) -> None:
         self._check_host(request)
@@ -293,32 +296,33 @@ class _Service:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-            raise Refused("a key is needed: Authorization: Bearer …", 401, code="invalid_api_key")
+            found = "the API key is missing or wrong; send Authorization: Bearer …"
+            raise Refused(found, 401, code="invalid_api_key")
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._settings.name:
-            found = f"no model {name!r}; this server has {self._settings.name!r}"
+            found = f"there is no model {name!r} here; use {self._settings.name!r}"
             raise Refused(found, 404, param="model", code="model_not_found")
 
     def _models(self) -> dict[str, Any]:
         dtype = str(self._vlm.dtype).removeprefix("mlx.core.")
-        return reply.models([self._settings.name], self._began, self._vlm.config.image.size, dtype)
+        return reply.models([self._settings.name], self._started, self._vlm.config.image.size, dtype)
 
-    # --- how many
+    # --- load and counts
 
     def _enter(self) -> None:
         places = self._engine.places
-        if self._inside >= places + self._settings.queue:
+        if self._open >= places + self._settings.queue:
             least, most = _RETRY_S
-            raise _Busy(min(max(math.ceil(self._usual_s * self._inside / places), least), most))
-        self._inside += 1
+            raise _Busy(min(max(math.ceil(self._answer_s * self._open / places), least), most))
+        self._open += 1
 
     def _leave(self, arrived: float | None) -> None:
-        """None: the request was refused, and its time says nothing of an answer's."""
-        self._inside -= 1
+        """None: the request was refused, so its time is not averaged into the time of an answer."""
+        self._open -= 1
         if arrived is None:
             return
-        self._usual_s += (time.perf_counter() - arrived - self._usual_s) / 16
+        self._answer_s += (time.perf_counter() - arrived - self._answer_s) / 16
 
     def _count(self, course: Course) -> None:
         self._metrics.answer_tokens.inc(course.tokens)
@@ -330,19 +334,19 @@ class _Service:
 
 class _Busy(Refused):
     def __init__(self, retry_s: int) -> None:
-        super().__init__(f"too many are waiting already; ask again in {retry_s} s", 429, code="queue_full")
+        super().__init__(f"the queue is full; try again in {retry_s} s", 429, code="queue_full")
         self.retry_s = retry_s
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    refusal = _refusal(error)
+async def _error_response(request: Request, error: Exception) -> Response:
+    refused = _as_refused(error)
     headers = {"Retry-After": str(error.retry_s)} if isinstance(error, _Busy) else None
-    if refusal.status == 401:
+    if refused.status == 401:
         headers = {"WWW-Authenticate": "Bearer"}
-    return JSONResponse(refusal.body(), refusal.status, headers)
+    return JSONResponse(refused.body(), refused.status, headers)
 
 
-def _refusal(error: Exception) -> Refused:
+def _as_refused(error: Exception) -> Refused:
     match error:
         case Refused():
             return error
@@ -353,13 +357,13 @@ def _refusal(error: Exception) -> Refused:
         case HTTPException():
             return Refused(f"{error.detail}; see /v1/models and /v1/chat/completions", error.status_code)
         case ClientDisconnect():
-            return Refused("the client hung up", _GONE)
+            return Refused("the client disconnected", _GONE)
         case _:
-            return Refused("the server failed at this request; its log has more", 500)
+            return Refused("the server failed on this request; see its log", 500)
 
 
 class _Counting:
-    """Requests by their status."""
+    """Counts responses by status."""
 
     def __init__(self, app: ASGIApp, metrics: Counter) -> None:
         self._app, self._requests = app, metrics

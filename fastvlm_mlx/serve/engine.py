@@ -1,11 +1,11 @@
-"""The one thread that runs the model: questions from many, answered side by side.
+"""The thread that runs the model and answers the questions of many clients in one batch.
 
     engine = Engine(lambda: load("0.5b"))
     engine.start()
-    ticket = engine.ask(Question(prompt), tell)  # tell(event), from the model's thread
+    ticket = engine.ask(Question(prompt), receive)  # the model's thread calls receive(event)
 
-A question waits until one of the places is free. Pictures and beginnings that others have asked about are
-not worked out again.
+A question waits until one of `places` is free. Encoded pictures and KV prefixes are cached and shared between
+clients.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from ..inputs.prompt import Prompt, positions
 from ..vlm import VLM
 
 _LOG = logging.getLogger(__name__)
-_AT_ONCE = 512  # positions begun before those that are being answered have their turn again
+_AT_ONCE = 512  # prompt positions to prefill before the running answers decode again
 
 
 class Closing(FastVLMError):
-    """Too late to ask."""
+    """The engine is closing and accepts no more questions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """In place of an answer, or of its rest."""
+    """The last event of an answer that failed."""
 
     error: Exception
 
@@ -49,27 +49,27 @@ class Question:
     prompt: Prompt
     max_tokens: int = 512
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
-    likeliest: int | None = None  # of how many ids to tell the logprobs with each token
-    form: Form | None = None  # what the answer must look like; of this answer alone
+    likeliest: int | None = None  # number of alternatives in each token's logprobs; None for no logprobs
+    form: Form | None = None  # restricts the tokens of this answer; not shared with others
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A question on its way to its answer."""
+    """A question and the progress of its answer."""
 
     question: Question
-    tell: Callable[[Event | Failed], None]  # from the model's thread
-    cancelled: bool = False  # set it to leave: the place is free at the next token
+    receive: Callable[[Event | Failed], None]  # called in the model's thread
+    cancelled: bool = False  # set it to cancel; frees the place before the next token
     ended: bool = False
-    said: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
 
     def send(self, event: Event | Failed) -> None:
-        """Pass an event on. A receiver that raises ends its own answer, and nobody else's."""
+        """Pass an event to the receiver. A receiver that raises ends only its own answer."""
         if self.ended:
             return
         try:
-            self.tell(event)
-        except Exception:  # noqa: BLE001 - a receiver's mistake must not stop the model
+            self.receive(event)
+        except Exception:  # noqa: BLE001 - an error in a receiver must not stop the model
             _LOG.exception("the receiver of an answer failed")
             self.ended = self.cancelled = True
 
@@ -79,8 +79,8 @@ class Ticket:
         self.ended = True
 
 
-class _Kept:
-    """A form that fails, as a schema can on the way, fails its own answer alone."""
+class _IsolatedForm:
+    """Wraps a form so that its errors end only its own answer. A schema can fail in the middle of one."""
 
     def __init__(self, form: Form, ticket: Ticket, vocabulary: int) -> None:
         self._form, self._ticket, self._vocabulary = form, ticket, vocabulary
@@ -106,7 +106,7 @@ class _Kept:
 
 
 class Engine:
-    """`places` is how many are answered side by side, at most."""
+    """Answers at most `places` questions at once; the others wait."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Engine:
         self._loaded: VLM | BaseException | None = None
 
     def start(self) -> VLM:
-        """Load the model in the thread that will run it; an error in doing so is raised here."""
+        """Load the model in the thread that will run it. Errors of loading are raised here."""
         self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._loaded is not None)
@@ -140,11 +140,11 @@ class Engine:
         assert self._loaded is not None
         return self._loaded
 
-    def ask(self, question: Question, tell: Callable[[Event | Failed], None]) -> Ticket:
-        ticket = Ticket(question, tell)
+    def ask(self, question: Question, receive: Callable[[Event | Failed], None]) -> Ticket:
+        ticket = Ticket(question, receive)
         with self._changed:
             if self._closing:
-                raise Closing("the server is shutting down; ask later")
+                raise Closing("the server is shutting down; try again later")
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket
@@ -158,7 +158,7 @@ class Engine:
         return len(self._answering)
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Take no more questions; answer those that are there for so long, then leave the rest."""
+        """Accept no more questions, answer the present ones for up to `wait_s`, then cancel the rest."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -170,7 +170,7 @@ class Engine:
     def _run(self) -> None:
         try:
             loaded: VLM | BaseException = self._load()
-        except BaseException as error:  # noqa: BLE001 - raised by who started the thread
+        except BaseException as error:  # noqa: BLE001 - start() raises it
             loaded = error
         thread_exit.note()
         with self._changed:
@@ -189,73 +189,74 @@ class Engine:
             self._step()
 
     def _take(self) -> None:
-        """Choose who is next, as far as there are places and as they can be prefilled in a short time."""
+        """Choose the next questions, up to the free places and to about _AT_ONCE positions of prompt."""
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
-        asked, free = 0, self.places - len(self._answering)
-        while self._waiting and len(self._beginning) < free and asked < _AT_ONCE:
+        taken, free = 0, self.places - len(self._answering)
+        while self._waiting and len(self._beginning) < free and taken < _AT_ONCE:
             self._beginning.append(self._waiting.popleft())
-            asked += positions(self._beginning[-1].question.prompt)
+            taken += positions(self._beginning[-1].question.prompt)
 
     def _begin(self, vlm: VLM) -> None:
-        """Encode the pictures of all who begin together, then prefill one prompt after another."""
+        """Encode the pictures of all new questions at once, then prefill one prompt after another."""
         resumed: list[tuple[Ticket, Prefix, int, Prompt]] = []
         for ticket in self._beginning:
             if ticket.cancelled:
                 continue
-            with self._failing_alone(ticket):
+            with self._isolated(ticket):
                 prompt = ticket.question.prompt
                 refuse_beyond(vlm.config.text.context, [prompt])
                 prefix = self.prefixes.begun(prompt, vlm.model.language.new_caches)
                 resumed.append((ticket, prefix, *prefix.resume(prompt)))
-        together: Seen | None = None
+        shared: Seen | None = None
         try:
-            together = see([rest for *_, rest in resumed], vlm.model, self.features)
-        except Exception as error:  # noqa: BLE001 - each is tried by itself, and fails by itself
-            _LOG.debug("pictures of several questions: %s", error)
+            shared = see([rest for *_, rest in resumed], vlm.model, self.features)
+        except Exception as error:  # noqa: BLE001 - each question then encodes its own
+            _LOG.debug("encoding the pictures of several questions at once failed: %s", error)
         for ticket, prefix, reused, rest in resumed:
             if ticket.cancelled:
                 continue
-            with self._failing_alone(ticket):
-                self._prefill(vlm, ticket, prefix, reused, rest, together)
+            with self._isolated(ticket):
+                self._prefill(vlm, ticket, prefix, reused, rest, shared)
         self._beginning.clear()
 
     def _prefill(
-        self, vlm: VLM, ticket: Ticket, prefix: Prefix, reused: int, rest: Prompt, together: Seen | None
+        self, vlm: VLM, ticket: Ticket, prefix: Prefix, reused: int, rest: Prompt, shared: Seen | None
     ) -> None:
         question = ticket.question
-        seen = see([rest], vlm.model, self.features) if together is None else together
+        encoded = see([rest], vlm.model, self.features) if shared is None else shared
         row = self._batch.row(
             question.sampling,
             room_for(question.prompt, vlm.config.text.context, question.max_tokens),
             question.likeliest,
-            question.form and _Kept(question.form, ticket, vlm.tokenizer.size),
+            question.form and _IsolatedForm(question.form, ticket, vlm.tokenizer.size),
         )
-        prefill_s = self._batch.admit([row], [rest], seen.features, prefix.caches, self._step)
+        prefill_s = self._batch.admit([row], [rest], encoded.features, prefix.caches, self._step)
         self._answering[row] = ticket
         self.prefixes.put(prefix.fork(len(prefix)))
         self.reused_tokens += reused
         self.read_tokens += positions(rest)
-        ticket.send(prefilled(rest, seen, prefill_s, reused))
+        ticket.send(prefilled(rest, encoded, prefill_s, reused))
         if not row.room:
             self._leave(row, self._batch.finish(row, "length"))
 
     @contextmanager
-    def _failing_alone(self, ticket: Ticket) -> Iterator[None]:
+    def _isolated(self, ticket: Ticket) -> Iterator[None]:
+        """An error ends only this ticket's answer."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever it was, the next question may fare better
+        except Exception as error:  # noqa: BLE001 - the other questions must go on
             ticket.end(Failed(error))
             ticket.cancelled = True
 
     def _step(self) -> None:
-        """Decode a token of every answer. A failure here is everybody's: they share one batch."""
+        """Decode one token of every answer. An error here ends all of them: they share one batch."""
         for row, ticket in list(self._answering.items()):
             if ticket.cancelled:
                 row.done = True
                 del self._answering[row]
         try:
             events = self._batch.step()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the next question may fare better
+        except Exception as error:  # noqa: BLE001 - later questions may still succeed
             for ticket in self._answering.values():
                 ticket.end(Failed(error))
             self._answering.clear()
@@ -264,11 +265,11 @@ class Engine:
         for row, event in events:
             ticket = self._answering[row]
             if isinstance(event, Token):
-                ticket.said.append(event.id)
+                ticket.generated.append(event.id)
                 ticket.send(event)
             else:
-                known = [*rows(ticket.question.prompt), *ticket.said]
-                self.prefixes.put(Prefix(self._batch.caches_of(row), known))
+                cached = [*rows(ticket.question.prompt), *ticket.generated]
+                self.prefixes.put(Prefix(self._batch.caches_of(row), cached))
                 self._leave(row, event)
 
     def _leave(self, row: Row, event: Finished) -> None:

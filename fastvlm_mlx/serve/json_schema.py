@@ -1,10 +1,10 @@
-"""Answers that are JSON, of any shape or of a schema's: which tokens may come next. By llguidance.
+"""Constrained decoding: the tokens that keep an answer JSON, or JSON of a schema. Uses llguidance.
 
 shapes = Shapes(tokenizer)      once for a model
 shape = shapes.begin(form)      once for an answer
 shape.allowed()                 (vocabulary,) of bool; then
-shape.said(id)                  what was chosen; the end, `<|im_end|>`, is a choice like others
-shape.done                      nothing but the end may follow
+shape.said(id)                  the chosen token; `<|im_end|>` ends the answer
+shape.done                      whether only `<|im_end|>` may follow
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..inputs.tokenizer import Tokenizer
 from .request import Form, Refused
 
 END = "<|im_end|>"
-# Between the parts of JSON: enough to indent, and not so much that a weak model goes on for ever.
+# Whitespace between the parts of JSON: enough to indent, but a weak model cannot emit it for ever.
 _SPACES = r"[\x20\x0A\x0D\x09]{1,32}"
 _OPTIONS = {"whitespace_pattern": _SPACES, "json_allow_general_unicode_escapes": True}
 _ANY_OBJECT = '{"type": "object"}'
 
 
 class Shapes:
-    """What all answers of a model share. Building it takes seconds with a vocabulary like Qwen2's."""
+    """Tables that all answers of a model share. Building them for Qwen2's vocabulary takes seconds."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._library = _library()
@@ -37,10 +37,10 @@ class Shapes:
         self._tokens = self._library.LLTokenizer(_of_text(tokenizer), n_vocab=tokenizer.size, eos_token=end)
 
     def begin(self, form: Form) -> Shape:
-        """An answer of this form; refused if the schema asks for what cannot be promised."""
+        """Start an answer of this form. Raises Refused if the schema cannot be enforced."""
         matcher = self._library.LLMatcher
         schema = json.loads(form.schema or _ANY_OBJECT)
-        schema.pop("x-guidance", None)  # the library's own settings, one of which is to ignore the schema
+        schema.pop("x-guidance", None)  # the library's settings; `lenient` would ignore parts of the schema
         try:
             grammar = matcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
         except ValueError as error:
@@ -50,13 +50,13 @@ class Shapes:
 
 
 class Shape:
-    """One answer as far as it has come."""
+    """The state of one answer."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._check()
-        self.allowed()  # some schemas turn out only here to be such that nothing meets them
+        self.allowed()  # some unsatisfiable schemas fail only here
 
     @property
     def done(self) -> bool:
@@ -64,13 +64,13 @@ class Shape:
         return stopped
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """(vocabulary,): which ids may come next"""
+        """Return which ids may come next: bool, (vocabulary,)."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
 
     def said(self, token_id: int) -> None:
-        """An id that was allowed."""
+        """Advance by an allowed id."""
         self._matcher.consume_token(token_id)
         self._check()
 
@@ -80,11 +80,12 @@ class Shape:
 
 
 def _of_text(tokenizer: Tokenizer) -> str:
-    """A tokenizer.json in which any text becomes tokens that are that very text.
+    """Return a tokenizer.json whose tokens spell exactly the text that they encode.
 
-    Normalized, a decomposed é would become a token of another text, and `<|im_end|>` in a schema's string the
-    end: the library would offer either and then not take it. So nothing is normalized, and added tokens go by
-    names that nobody writes, as do ids that stand for nothing, which it must have as well.
+    The library offers tokens by their text and must accept them afterwards. With the normalizer, a decomposed
+    é would become a token of another text; `<|im_end|>` in a schema's string would become the end. So the
+    normalizer is removed, and added tokens get private names that no text contains. Ids without a token get
+    such names as well, because the library needs a name for every id.
     """
     state = json.loads(tokenizer.to_json())
     state["normalizer"] = None
@@ -92,8 +93,8 @@ def _of_text(tokenizer: Tokenizer) -> str:
     for token in state["added_tokens"]:
         vocabulary.pop(token["content"], None)
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    unsaid = sorted(set(range(tokenizer.size)) - set(vocabulary.values()))
-    names = {token_id: f"\ue000{token_id}\ue000" for token_id in unsaid}
+    unnamed = sorted(set(range(tokenizer.size)) - set(vocabulary.values()))
+    names = {token_id: f"\ue000{token_id}\ue000" for token_id in unnamed}
     vocabulary |= {name: token_id for token_id, name in names.items()}
     state["added_tokens"] = [
         {"id": token_id, "content": name, "special": True} | plain for token_id, name in names.items()
@@ -102,8 +103,8 @@ def _of_text(tokenizer: Tokenizer) -> str:
 
 
 def _refused(reason: str) -> Refused:
-    said = " ".join(reason.split())[:200]
-    found = f"response_format cannot be kept to ({said}); ask for a simpler schema"
+    reason = " ".join(reason.split())[:200]
+    found = f"response_format cannot be enforced ({reason}); send a simpler schema"
     return Refused(found, param="response_format", code="invalid_json_schema")
 
 
@@ -111,7 +112,5 @@ def _library() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise ConfigError(
-            "answers of a given form need llguidance; run pip install 'fastvlm-mlx[serve]'"
-        ) from None
+        raise ConfigError("response_format needs llguidance; run pip install 'fastvlm-mlx[serve]'") from None
     return llguidance

@@ -1,4 +1,4 @@
-"""A model behind a port, from the first request to the last."""
+"""Serves a model on a port until a signal stops it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def is_local(host: str) -> bool:
-    """Whether nobody but this machine can reach it."""
+    """Return whether only this machine can reach `host`."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -26,7 +26,7 @@ def is_local(host: str) -> bool:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """Before a model is loaded: a port that is taken is found out at once."""
+    """Return a listening socket. Call it before loading a model, so that a taken port fails at once."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -52,7 +52,7 @@ def serve(
     ready: Callable[[VLM], None],
     drain_s: float,
 ) -> None:
-    """Until SIGINT or SIGTERM; then answers that have begun get so long to end."""
+    """Serve until SIGINT or SIGTERM, then let running answers finish for up to `drain_s`."""
     vlm = engine.start()
     config = uvicorn.Config(
         application(settings, vlm, engine),
@@ -62,7 +62,7 @@ def serve(
         lifespan="off",
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    # uvicorn raises the signal that ended it once more: it has done its work then.
+    # uvicorn raises the signal again after it has shut down; it must not end the process.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ready(vlm)

@@ -1,4 +1,4 @@
-"""What the server tells Prometheus."""
+"""Metrics of the server for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TOKENS_PER_S = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 class Metrics:
-    """Of one server; several in a process do not mix."""
+    """Metrics of one server. Each has its own registry, so several may share a process."""
 
     def __init__(self, engine: Engine) -> None:
         self._registry = registry = CollectorRegistry()
@@ -22,33 +22,33 @@ class Metrics:
         def gauge(name: str, help: str) -> Gauge:
             return Gauge(f"fastvlm_{name}", help, registry=registry)
 
-        self.requests = counter("requests", "Requests by how they ended.", "status")
-        self.answer_tokens = counter("answer_tokens", "Tokens said.")
+        self.requests = counter("requests", "Responses by HTTP status.", "status")
+        self.answer_tokens = counter("answer_tokens", "Generated tokens.")
         self.first_token = Histogram(
             "fastvlm_first_token_seconds",
-            "From a request to its first token, waiting included.",
+            "Time from a request to its first token, including waiting.",
             buckets=_SECONDS,
             registry=registry,
         )
         self.speed = Histogram(
             "fastvlm_tokens_per_second",
-            "Of one answer, after its first token.",
+            "Decoding speed of an answer after its first token.",
             buckets=_TOKENS_PER_S,
             registry=registry,
         )
         for name, help, read in (
-            ("waiting", "Questions that have no place yet.", lambda: engine.waiting),
-            ("answering", "Questions that are being answered.", lambda: engine.answering),
-            ("places", "How many may be answered side by side.", lambda: engine.places),
-            ("picture_hits", "Pictures that had been encoded before.", lambda: engine.features.hits),
-            ("picture_misses", "Pictures that had to be encoded.", lambda: engine.features.misses),
-            ("picture_bytes", "Encoded pictures held.", lambda: engine.features.nbytes),
-            ("prompt_tokens_read", "Positions of prompts that were read.", lambda: engine.read_tokens),
-            ("prompt_tokens_known", "Positions that were known before.", lambda: engine.reused_tokens),
-            ("prefix_bytes", "Keys and values held for later.", lambda: engine.prefixes.nbytes),
+            ("waiting", "Questions waiting for a place.", lambda: engine.waiting),
+            ("answering", "Questions being answered.", lambda: engine.answering),
+            ("places", "Maximum number of questions answered at once.", lambda: engine.places),
+            ("picture_hits", "Pictures whose features were cached.", lambda: engine.features.hits),
+            ("picture_misses", "Pictures that were encoded.", lambda: engine.features.misses),
+            ("picture_bytes", "Bytes of cached picture features.", lambda: engine.features.nbytes),
+            ("prompt_tokens_read", "Prompt tokens that were prefilled.", lambda: engine.read_tokens),
+            ("prompt_tokens_known", "Prompt tokens that were cached.", lambda: engine.reused_tokens),
+            ("prefix_bytes", "Bytes of cached KV prefixes.", lambda: engine.prefixes.nbytes),
         ):
             gauge(name, help).set_function(read)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,9 +1,10 @@
-"""The picture behind a link that a stranger sent: a data URI or, where that is allowed, an address.
+"""Opens the pictures that clients link to: data URIs and, if allowed, public addresses.
 
     picture = open_link(link, limits)     a PIL picture, upright and RGB, or Refused
 
-Nothing is read from this machine or from its network: only http and https, only public addresses, each looked
-up once and connected to as it was checked, after a redirect too. docs/serve.md has the limits.
+Clients are not trusted. Nothing is read from this machine or its network: only http and https, only public
+addresses. A name is resolved once, and the connection goes to the address that was checked. This also
+holds after a redirect. docs/serve.md lists the limits.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ _NOT_PUBLIC = tuple(
         ),
     )
 )
-_PUBLIC_6 = ip_network("2000::/3")  # the only part of IPv6 that is given out
-_WRAPPED_4 = (  # IPv4 inside IPv6: the network, and how far left of the end the address stands
+_PUBLIC_6 = ip_network("2000::/3")  # the only part of IPv6 that is allocated
+_WRAPPED_4 = (  # IPv4 inside IPv6: the network, and how many bits to shift right to get the address
     (ip_network("::ffff:0:0/96"), 0),
     (ip_network("64:ff9b::/96"), 0),
     (ip_network("2002::/16"), 80),
 )
-# How the kinds of pictures begin that are read. Others that Pillow knows are not for strangers to choose.
+# Magic bytes of the accepted formats. Pillow has more decoders, which clients must not be able to choose.
 _BEGINNINGS = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM|II\*\0|MM\0\*|....ftyp", re.DOTALL
 )
@@ -64,7 +65,7 @@ Resolve = Callable[[str, int], Sequence[str]]
 
 
 def is_public(address: Address) -> bool:
-    """Is this an address in the public internet, of one machine, also if it is wrapped in IPv6?"""
+    """Return whether this is a public unicast address. IPv4 wrapped in IPv6 is unwrapped first."""
     if isinstance(address, IPv6Address):
         for network, shift in _WRAPPED_4:
             if address in network:
@@ -75,23 +76,23 @@ def is_public(address: Address) -> bool:
 
 
 def addresses(host: str, port: int) -> list[str]:
-    """All that a name stands for."""
+    """Resolve a name to all of its addresses."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(where[0]) for *_, where in found))
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    remote: bool = False  # may pictures be fetched from the web?
-    most_bytes: int = 20 * 2**20  # of one encoded picture
+    remote: bool = False  # whether to fetch pictures from the web
+    most_bytes: int = 20 * 2**20  # size of one encoded picture
     most_pixels: int = 64_000_000
-    fetch_s: float = 10.0  # for all of one picture
-    resolve: Resolve = addresses  # looks a name up
-    allowed: Callable[[Address], bool] = is_public  # may this be connected to?
+    fetch_s: float = 10.0  # total time for one picture
+    resolve: Resolve = addresses  # resolves a name
+    allowed: Callable[[Address], bool] = is_public  # whether to connect to an address
 
 
 def open_link(link: Link, limits: Limits) -> Image.Image:
-    """The picture as a person sees it, with sides that are good to go on with."""
+    """Return the picture, upright, RGB and with bounded sides."""
     data = fetch(link, limits)
     if not _BEGINNINGS.match(data):
         raise _refused(link, "is not a PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC or AVIF picture; send one")
@@ -100,20 +101,20 @@ def open_link(link: Link, limits: Limits) -> Image.Image:
     except ImageError as error:
         raise Refused(str(error), param=link.at, code="invalid_image") from None
     side = math.isqrt(limits.most_pixels)
-    if max(picture.size) > side:  # a long strip, which would become a vast square
+    if max(picture.size) > side:  # a long strip would be padded to a huge square
         picture.thumbnail((side, side), Image.Resampling.BICUBIC)
     return picture
 
 
 def fetch(link: Link, limits: Limits) -> Fetched:
-    """The encoded bytes."""
+    """Return the encoded bytes of a picture."""
     scheme = link.url[:6].lower()
     if scheme.startswith("data:"):
         data = _of_data_uri(link, limits)
     elif not scheme.startswith(("http:", "https:")):
         raise _refused(link, "is neither a data URI nor an http(s) address; send data:image/png;base64,…")
     elif not limits.remote:
-        found = "is a remote address, and this server does not fetch any (--allow-remote-images is off)"
+        found = "is a remote address and this server fetches none (--allow-remote-images is off)"
         raise _refused(link, f"{found}; send the picture as data:image/png;base64,…")
     else:
         data = _Fetch(link, limits, time.monotonic() + limits.fetch_s).run()
@@ -139,12 +140,12 @@ def _of_data_uri(link: Link, limits: Limits) -> bytes:
     if not _MEDIA_TYPES.fullmatch(media):
         raise _refused(link, f"is data of the type {media[:60]!r}; send a picture")
     encoded = "base64" in map(str.lower, parameters)
-    if len(body) > limits.most_bytes * 4:  # so much at most, whatever the encoding
+    if len(body) > limits.most_bytes * 4:  # percent-encoded base64 takes 4 characters a byte
         raise _too_large(link, limits)
     try:
         data = urllib.parse.unquote_to_bytes(body)
         if encoded:
-            bare = b"".join(data.split()).rstrip(b"=")  # browsers do not mind spaces or padding either
+            bare = b"".join(data.split()).rstrip(b"=")  # browsers ignore spaces and padding, too
             data = base64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise _refused(link, f"is broken base64 ({error}); encode the picture again") from None
@@ -173,12 +174,12 @@ class _Fetch:
         raise _refused(self.link, f"was redirected more than {MOST_REDIRECTS} times; give the last address")
 
     def get(self, url: urllib.parse.SplitResult) -> bytes | str:
-        """The body, or where a redirect leads."""
+        """Return the body, or the address of a redirect."""
         host = url.hostname
         if url.scheme not in ("http", "https") or not host:
-            raise _refused(self.link, "leads to something that is no http(s) address; check it")
+            raise _refused(self.link, "leads to something that is not an http(s) address; check it")
         if url.username is not None or url.password is not None:
-            raise _refused(self.link, "has a user's name or password in it; leave them out")
+            raise _refused(self.link, "contains a user name or password; leave them out")
         secure = url.scheme == "https"
         name = host if ":" in host else host.encode("idna").decode()
         port = url.port if url.port is not None else (443 if secure else 80)
@@ -190,7 +191,7 @@ class _Fetch:
             if secure
             else http.client.HTTPConnection(name, port)
         )
-        connection.auto_open = 0  # never by itself
+        connection.auto_open = 0  # never connects by itself
         with contextlib.ExitStack() as opened:
             stream = opened.enter_context(self.connected(name, port))
             if secure:
@@ -201,8 +202,8 @@ class _Fetch:
             return self.body(connection.getresponse())
 
     def connected(self, host: str, port: int) -> socket.socket:
-        """To the very address that was checked: another look-up could give another."""
-        found = self.looked_up(host, port)
+        """Connect to the address that was checked. Resolving again could return another one."""
+        found = self.resolved(host, port)
         if not found or not all(self.limits.allowed(ip_address(address)) for address in found):
             raise _refused(self.link, "is not a public address; send the picture as data:image/png;base64,…")
         *others, last = found
@@ -211,17 +212,17 @@ class _Fetch:
                 return socket.create_connection((address, port), _left(self.until) / (len(found) - n))
         return socket.create_connection((last, port), _left(self.until))
 
-    def looked_up(self, host: str, port: int) -> Sequence[str]:
-        """In a thread, as a look-up cannot be given a time."""
+    def resolved(self, host: str, port: int) -> Sequence[str]:
+        """Resolve a name in a thread, since getaddrinfo has no timeout."""
         answer: queue.SimpleQueue[Sequence[str] | Exception] = queue.SimpleQueue()
 
-        def look_up() -> None:
+        def resolve() -> None:
             try:
                 answer.put(self.limits.resolve(host, port))
             except (OSError, ValueError) as error:
                 answer.put(error)
 
-        threading.Thread(target=look_up, daemon=True).start()
+        threading.Thread(target=resolve, daemon=True).start()
         try:
             found = answer.get(timeout=_left(self.until))
         except queue.Empty:
@@ -243,13 +244,13 @@ class _Fetch:
             data += piece
             if len(data) > self.limits.most_bytes:
                 raise _too_large(self.link, self.limits)
-        if response.length:  # that http.client still waits for
-            raise _refused(self.link, "was cut short on its way; try again")
+        if response.length:  # bytes that http.client still expects
+            raise _refused(self.link, "was cut short in transfer; try again")
         return bytes(data)
 
 
 class _Timed(io.RawIOBase):
-    """A socket whose every send and receive ends when the time for all of them does."""
+    """A socket with one deadline for all sends and receives together."""
 
     def __init__(self, sock: socket.socket, until: float) -> None:
         self._sock = sock
@@ -263,7 +264,7 @@ class _Timed(io.RawIOBase):
         return io.BufferedReader(self)
 
     def close(self) -> None:
-        """Whoever opened the socket closes it; http.client would before the body is read."""
+        """Do nothing: http.client would close it before the body is read. The opener closes the socket."""
 
     def readable(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""An answer on its way out: how far it has come, and what happens if its client goes."""
+"""An answer's progress, and what happens when its client disconnects."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Course:
-    """How far an answer has come."""
+    """Progress of one answer: its events, counted and timed."""
 
-    arrived: float
+    arrived: float  # when the request arrived, by time.perf_counter
     stops: reply.Stops
     prefilled: Prefilled | None = None
     tokens: int = 0
-    first_s: float = 0.0
+    first_s: float = 0.0  # from the request to the first token
     decode_s: float = 0.0
     reason: reply.Reason | None = None
 
     def follow(self, event: Event) -> str:
-        """What to show of it."""
+        """Count an event and return the text to send for it."""
         match event:
             case Prefilled():
                 self.prefilled = event
@@ -58,12 +58,14 @@ class Course:
 
     def timings(self) -> reply.Timings:
         assert self.prefilled
-        of = self.prefilled
-        return reply.Timings(self.first_s, of.vision_s, of.prefill_s, self.tokens_per_s, of.image_tokens)
+        prefilled = self.prefilled
+        return reply.Timings(
+            self.first_s, prefilled.vision_s, prefilled.prefill_s, self.tokens_per_s, prefilled.image_tokens
+        )
 
 
 class Streamed(StreamingResponse):
-    """Server-sent events. However it ends, also unread, what is behind it is let go."""
+    """Server-sent events. Closes `events` and calls `leave` however it ends, even if it was never sent."""
 
     def __init__(self, events: AsyncGenerator[bytes], leave: Callable[[], None]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -79,7 +81,7 @@ class Streamed(StreamingResponse):
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Its result, unless the client hangs up before."""
+    """Return the result of `work`; raise ClientDisconnect if the client disconnects first."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,9 @@
-"""What a request is answered with, in OpenAI's words: plain dicts, ready for JSON.
+"""Responses in OpenAI's format, as plain dicts ready for JSON.
 
 head = Head(id, model, created)
 head.completion(text, reason, usage, timings)                   without `stream`
-head.opening(), head.piece(text)…, head.closing(reason)         with it, each through `sse`, then `DONE`
-head.told(usage, timings)                                       before `DONE`, if usage was asked for
+head.opening(), head.piece(text)…, head.closing(reason)         with `stream`, each through `sse`, then `DONE`
+head.usage(usage, timings)                                      before `DONE`, if the request includes usage
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ Json = dict[str, Any]
 Reason = Literal["stop", "length"]
 
 DONE = b"data: [DONE]\n\n"
-_LEAST_LOGPROB = -9999.0  # OpenAI's value for what can hardly be; JSON has no infinity
+_LEAST_LOGPROB = -9999.0  # OpenAI's value for the least likely; JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A token of the answer, with those that were likeliest in its place."""
+class TokenLogprob:
+    """A token of the answer, with the likeliest alternatives."""
 
     text: str
     bytes: bytes
     logprob: float
-    top: tuple[Said, ...] = ()
+    top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int = 0  # of the prompt's
+    cached_tokens: int = 0  # part of prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +48,41 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What all parts of an answer have in common."""
+    """The fields that all chunks of an answer share."""
 
     id: str
     model: str
     created: int
-    include_usage: bool = False  # every chunk then has a usage, null but in the last
+    include_usage: bool = False  # adds `usage` to every chunk: null in all but the last
 
     def completion(
-        self, text: str, reason: Reason, usage: Usage, timings: Timings, said: Sequence[Said] | None = None
+        self,
+        text: str,
+        reason: Reason,
+        usage: Usage,
+        timings: Timings,
+        logprobs: Sequence[TokenLogprob] | None = None,
     ) -> Json:
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": _logprobs(said)}
-        told = {"usage": _usage(usage), "timings": asdict(timings)}
-        return self._object("chat.completion", [choice]) | told
+        choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": _logprobs(logprobs)}
+        return self._object("chat.completion", [choice]) | _measured(usage, timings)
 
     def opening(self) -> Json:
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 
-    def piece(self, text: str, said: Sequence[Said] | None = None) -> Json:
-        return self._chunk({"content": text}, said)
+    def piece(self, text: str, logprobs: Sequence[TokenLogprob] | None = None) -> Json:
+        return self._chunk({"content": text}, logprobs)
 
     def closing(self, reason: Reason) -> Json:
         return self._chunk({}, reason=reason)
 
-    def told(self, usage: Usage, timings: Timings) -> Json:
-        told = {"usage": _usage(usage), "timings": asdict(timings)}
-        return self._object("chat.completion.chunk", []) | told
+    def usage(self, usage: Usage, timings: Timings) -> Json:
+        return self._object("chat.completion.chunk", []) | _measured(usage, timings)
 
-    def _chunk(self, delta: Json, said: Sequence[Said] | None = None, reason: Reason | None = None) -> Json:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": _logprobs(said)}
+    def _chunk(
+        self, delta: Json, logprobs: Sequence[TokenLogprob] | None = None, reason: Reason | None = None
+    ) -> Json:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": _logprobs(logprobs)}
         usage = {"usage": None} if self.include_usage else {}
         return self._object("chat.completion.chunk", [choice]) | usage
 
@@ -92,19 +97,19 @@ class Head:
 
 
 def models(names: Sequence[str], created: int, image_size: int, dtype: str) -> Json:
-    """The list of models: one, under each of its names."""
-    about = {"object": "model", "created": created, "owned_by": "fastvlm-mlx"}
-    about |= {"image_size": image_size, "dtype": dtype}
-    return {"object": "list", "data": [{"id": name} | about for name in names]}
+    """Return the list of models: one entry for each name of the model."""
+    details = {"object": "model", "created": created, "owned_by": "fastvlm-mlx"}
+    details |= {"image_size": image_size, "dtype": dtype}
+    return {"object": "list", "data": [{"id": name} | details for name in names]}
 
 
 def sse(event: Json) -> bytes:
-    """One server-sent event."""
+    """Encode one server-sent event."""
     return b"data: " + json.dumps(event, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
 
 
 class Stops:
-    """Cuts an answer at the first of the stop strings to be complete, however the text comes in pieces.
+    """Cuts an answer at the first complete stop string, however the text is split into pieces.
 
     >>> stops = Stops(("END",))
     >>> stops.add("Done. E"), stops.add("N"), stops.add("D and more"), stops.met
@@ -113,11 +118,11 @@ class Stops:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        self._held = ""  # the beginning of a stop string, perhaps
+        self._held = ""  # text that may be the start of a stop string
         self.met = False
 
     def add(self, text: str) -> str:
-        """What may be shown, now that this has been said."""
+        """Add text and return what can be sent."""
         if self.met:
             return ""
         text, self._held = self._held + text, ""
@@ -133,9 +138,13 @@ class Stops:
         return text
 
     def finish(self) -> str:
-        """What was held back, where the answer ends of itself."""
+        """Return the text still held back, at the end of the answer."""
         held, self._held = self._held, ""
         return held
+
+
+def _measured(usage: Usage, timings: Timings) -> Json:
+    return {"usage": _usage(usage), "timings": asdict(timings)}
 
 
 def _usage(usage: Usage) -> Json:
@@ -147,13 +156,13 @@ def _usage(usage: Usage) -> Json:
     }
 
 
-def _logprobs(said: Sequence[Said] | None) -> Json | None:
-    if said is None:
+def _logprobs(tokens: Sequence[TokenLogprob] | None) -> Json | None:
+    if tokens is None:
         return None
-    content = [_entry(token) | {"top_logprobs": [_entry(other) for other in token.top]} for token in said]
+    content = [_entry(token) | {"top_logprobs": [_entry(other) for other in token.top]} for token in tokens]
     return {"content": content, "refusal": None}
 
 
-def _entry(token: Said) -> Json:
+def _entry(token: TokenLogprob) -> Json:
     logprob = max(token.logprob, _LEAST_LOGPROB)
     return {"token": token.text, "logprob": logprob, "bytes": list(token.bytes)}

@@ -1,9 +1,9 @@
-"""What a request means, in OpenAI's words.
+"""Parses requests in OpenAI's format.
 
-    asked = parse(body)                     Asked, or Refused, which names the place that is wrong
-    text, links = chatml(asked.messages)    ChatML with `<image>` for each picture, and the pictures' links
+    requested = parse(body)                     Asked; raises Refused, which names the wrong field
+    text, links = chatml(requested.messages)    ChatML with `<image>` for each picture, and the links
 
-docs/serve.md says which fields are honoured, ignored and refused; `reply` has the answers.
+docs/serve.md lists the supported, ignored and refused fields; `reply` builds the responses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Role = Literal["system", "user", "assistant"]
 T = TypeVar("T")
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-_CALLED = {
+_TYPE_NAMES = {
     str: "a string",
     int: "a whole number",
     float: "a number",
@@ -43,8 +43,8 @@ _ROLES: dict[str, Role] = {
     "user": "user",
     "assistant": "assistant",
 }
-_MARKS = (IMAGE_MARK, "<|im_start|>", "<|im_end|>")  # what a client's text must not forge
-# Fields that change what an answer is and are not there: refused unless null or one of these values.
+_MARKS = (IMAGE_MARK, "<|im_start|>", "<|im_end|>")  # a client's text must not contain them
+# Unsupported fields that would change the output: refused unless null or one of these no-ops.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "tools": ([],),
@@ -71,7 +71,7 @@ _SAMPLING: dict[str, type] = {
 
 
 class Refused(FastVLMError):
-    """A request that is not answered: one line, an HTTP status, and the field that is to blame."""
+    """A refused request: a one-line message, an HTTP status, and the field at fault."""
 
     def __init__(
         self, message: str, status: int = 400, *, param: str | None = None, code: str | None = None
@@ -89,7 +89,7 @@ class Refused(FastVLMError):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A picture that a message names: a data URI or an address, as yet unchecked."""
+    """A picture of a message: a data URI or an address, not checked yet."""
 
     url: str
     at: str = ""  # its place in the request, for errors
@@ -103,7 +103,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The JSON that an answer must be. Without a schema: any object."""
+    """The JSON that an answer must match. Without a schema: any object."""
 
     schema: str | None = None  # as JSON
     name: str | None = None
@@ -113,19 +113,19 @@ class Form:
 @dataclass(frozen=True, slots=True)
 class Asked:
     model: str | None
-    messages: tuple[Message, ...]  # at most one of the system, the first; the user's last
+    messages: tuple[Message, ...]  # at most one system message, which is first; the last is the user's
     stream: bool = False
     include_usage: bool = False
     max_tokens: int | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None  # None: no log probabilities were asked for
+    top_logprobs: int | None = None  # None: no log probabilities
     form: Form | None = None
     image_size: int | None = None
 
 
 def parse(body: bytes) -> Asked:
-    """A request for a completion. Unknown fields are left unread."""
+    """Parse a completion request. Unknown fields are ignored."""
     request = _Object(_json(body))
     for name, neutral in _NEUTRAL.items():
         request.refuse_unless(name, neutral)
@@ -147,12 +147,12 @@ def parse(body: bytes) -> Asked:
 
 
 def chatml(messages: Sequence[Message]) -> tuple[str, tuple[Link, ...]]:
-    """The text that the model goes on from, with a mark for each picture, and the pictures in order.
+    """Return the prompt as ChatML, with a mark for each picture, and the pictures in order.
 
     >>> chatml([Message("user", ("What is it?", Link("data:,")))])[0][-57:]
     'user\\n<image>\\nWhat is it?<|im_end|>\\n<|im_start|>assistant\\n'
 
-    A turn's texts and pictures stand on lines of their own.
+    Each text and each picture of a turn is a line.
     """
     system = next((_text(message.pieces) for message in messages if message.role == "system"), None)
     turns, links = [opening(system)], list[Link]()
@@ -165,7 +165,7 @@ def chatml(messages: Sequence[Message]) -> tuple[str, tuple[Link, ...]]:
 
 
 def _pictures_first(pieces: Sequence[str | Link]) -> Sequence[str | Link]:
-    """As in training, where they all follow the text; an order in which text follows a picture is meant."""
+    """Move pictures before the text, as in training, unless a text follows a picture: that order is meant."""
     of_text = [isinstance(piece, str) for piece in pieces]
     if of_text != sorted(of_text, reverse=True):
         return pieces
@@ -181,7 +181,7 @@ def _text(pieces: Iterable[str | Link]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """A JSON object and its place in the request."""
+    """A JSON object and its path in the request."""
 
     raw: dict[str, Any]
     at: str = ""
@@ -190,14 +190,14 @@ class _Object:
         return f"{self.at}.{name}" if self.at else name
 
     def get(self, name: str, kind: type[T]) -> T | None:
-        """None where the field is absent or null."""
+        """Return the field, or None if it is absent or null."""
         value = self.raw.get(name)
         return None if value is None else _typed(value, kind, self.place(name))
 
     def need(self, name: str, kind: type[T]) -> T:
         value, at = self.get(name, kind), self.place(name)
         if value is None:
-            found = f"{at} is missing; {_CALLED[kind]} is expected"
+            found = f"{at} is missing; {_TYPE_NAMES[kind]} is expected"
             raise Refused(found, param=at, code="missing_required_parameter")
         return value
 
@@ -208,13 +208,13 @@ class _Object:
     def refuse_unless(self, name: str, neutral: tuple[Any, ...]) -> None:
         value, at = self.raw.get(name), self.place(name)
         if value is not None and (isinstance(value, bool) or value not in neutral):
-            found = f"{at} is {_short(value)}, which this server cannot do; leave it out"
+            found = f"{at} is {_short(value)}, which this server does not support; leave it out"
             raise Refused(found, param=at, code="unsupported_parameter")
 
 
 def _json(body: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number in JSON")
+        raise ValueError(f"{constant} is not a number in JSON")
 
     try:
         value = json.loads(body.decode("utf-8-sig"), parse_constant=refuse)
@@ -229,10 +229,10 @@ def _typed(value: Any, kind: type[T], at: str) -> T:
     if kind is float and type(value) is int and abs(value) < 2**1000:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        found = f"{at} is {_short(value)}; {_CALLED[kind]} is expected"
+        found = f"{at} is {_short(value)}; {_TYPE_NAMES[kind]} is expected"
         raise Refused(found, param=at, code="invalid_type")
     if isinstance(value, str) and not _whole(value):
-        raise _wrong(f"{at} has half a character (a lone surrogate); send whole ones", at)
+        raise _wrong(f"{at} has half a character (a lone surrogate); send whole characters", at)
     return value
 
 
@@ -246,7 +246,7 @@ def _whole(text: str) -> bool:
 
 def _short(value: Any) -> str:
     if isinstance(value, list | dict):
-        return f"{_CALLED[type(value)]} of {len(value)}"
+        return f"{_TYPE_NAMES[type(value)]} of {len(value)}"
     text = json.dumps(value[:60] if isinstance(value, str) else value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
@@ -273,7 +273,7 @@ def _max_tokens(request: _Object) -> int | None:
 def _sampling(request: _Object) -> Sampling:
     fields = ((name, request.get(name, kind)) for name, kind in _SAMPLING.items())
     given: dict[str, Any] = {name: value for name, value in fields if value is not None}
-    if -(2**63) <= given.get("seed", 0) < 0:  # OpenAI's are signed
+    if -(2**63) <= given.get("seed", 0) < 0:  # OpenAI's seeds are signed
         given["seed"] += 2**64
     for name, value in given.items():
         try:
@@ -298,34 +298,35 @@ def _stop(request: _Object) -> tuple[str, ...]:
 
 def _top_logprobs(request: _Object) -> int | None:
     name = "top_logprobs"
-    wanted, top = request.get("logprobs", bool), request.get(name, int) or 0
-    if top and not wanted:
+    enabled, top = request.get("logprobs", bool), request.get(name, int) or 0
+    if top and not enabled:
         raise _wrong(f"{name} needs logprobs to be true; set it, or leave both out", name)
     if not 0 <= top <= MOST_TOP_LOGPROBS:
         raise _wrong(f"{name} is {_short(top)}; it must be from 0 to {MOST_TOP_LOGPROBS}", name)
-    return top if wanted else None
+    return top if enabled else None
 
 
 def _form(request: _Object) -> Form | None:
-    said = request.object("response_format")
-    if said is None:
+    requested = request.object("response_format")
+    if requested is None:
         return None
-    kind = said.need("type", str)
+    kind = requested.need("type", str)
     if kind in ("text", "json_object"):
         return None if kind == "text" else Form()
     if kind != "json_schema":
-        at = said.place("type")
+        at = requested.place("type")
         raise _wrong(f"{at} is {_short(kind)}; text, json_object or json_schema is expected", at)
-    of = _Object(said.need("json_schema", dict), said.place("json_schema"))
-    at = of.place("schema")
+    described = _Object(requested.need("json_schema", dict), requested.place("json_schema"))
+    at = described.place("schema")
     try:
-        schema = json.dumps(of.need("schema", dict), ensure_ascii=False)
+        schema = json.dumps(described.need("schema", dict), ensure_ascii=False)
     except RecursionError:
         raise _wrong(f"{at} is nested too deeply; make it flatter", at) from None
     if len(schema) > MOST_SCHEMA_CHARACTERS or not _whole(schema):
-        most = f"at most {MOST_SCHEMA_CHARACTERS} are read, all of them whole"
-        raise _wrong(f"{at} has {len(schema)} characters; {most}", at)
-    return Form(schema, of.need("name", str), of.get("strict", bool) or False)
+        raise _wrong(
+            f"{at} has {len(schema)} characters; send at most {MOST_SCHEMA_CHARACTERS} whole ones", at
+        )
+    return Form(schema, described.need("name", str), described.get("strict", bool) or False)
 
 
 def _image_size(request: _Object) -> int | None:
@@ -344,23 +345,23 @@ def _image_size(request: _Object) -> int | None:
 
 def _messages(request: _Object) -> tuple[Message, ...]:
     given = _numbered("messages", request.need("messages", list))
-    said = [_message(_Object(_typed(raw, dict, at), at)) for at, raw in given]
-    if not said or said[-1].role != "user":
-        found = f"the last of messages is the {said[-1].role}'s" if said else "messages is empty"
-        raise _wrong(f"{found}; end with the user's", "messages")
-    system = [_text(message.pieces) for message in said if message.role == "system"]
+    messages = [_message(_Object(_typed(raw, dict, at), at)) for at, raw in given]
+    if not messages or messages[-1].role != "user":
+        found = f"the last message is the {messages[-1].role}'s" if messages else "messages is empty"
+        raise _wrong(f"{found}; end with a user message", "messages")
+    system = [_text(message.pieces) for message in messages if message.role == "system"]
     first = (Message("system", ("\n".join(system),)),) if system else ()
-    return (*first, *(message for message in said if message.role != "system"))
+    return (*first, *(message for message in messages if message.role != "system"))
 
 
 def _message(raw: _Object) -> Message:
-    told, place = raw.need("role", str), raw.place("role")
-    if told not in _ROLES:
-        raise _wrong(f"{place} is {_short(told)}; one of {', '.join(_ROLES)} is expected", place)
-    role, content, at = _ROLES[told], raw.raw.get("content"), raw.place("content")
+    name, place = raw.need("role", str), raw.place("role")
+    if name not in _ROLES:
+        raise _wrong(f"{place} is {_short(name)}; one of {', '.join(_ROLES)} is expected", place)
+    role, content, at = _ROLES[name], raw.raw.get("content"), raw.place("content")
     if role == "assistant":
-        for name, neutral in _NEUTRAL_OF_ASSISTANT.items():
-            raw.refuse_unless(name, neutral)
+        for field, neutral in _NEUTRAL_OF_ASSISTANT.items():
+            raw.refuse_unless(field, neutral)
     if isinstance(content, list):
         parts = (_Object(_typed(part, dict, where), where) for where, part in _numbered(at, content))
         pieces = tuple(_piece(part, role) for part in parts)
@@ -389,5 +390,5 @@ def _piece(part: _Object, role: Role) -> str | Link:
 def _unforged(text: str, at: str) -> str:
     for mark in _MARKS:
         if mark in text:
-            raise _wrong(f"{at} holds {mark}, which the server puts where it belongs; leave it out", at)
+            raise _wrong(f"{at} contains {mark}, which only the server may write; leave it out", at)
     return text

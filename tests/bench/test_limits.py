@@ -12,7 +12,7 @@ from checkpoints import GOLDEN
 from command import MODEL, Run
 
 from fastvlm_mlx.bench import limits, paper, untrained
-from fastvlm_mlx.bench.chips import CHIPS, Chip, Work, least_s
+from fastvlm_mlx.bench.chips import CHIPS, Work, least_s
 from fastvlm_mlx.bench.machine import Machine, this_machine
 from fastvlm_mlx.bench.measure import Case
 from fastvlm_mlx.bench.measure import Run as Measured
@@ -54,12 +54,12 @@ def test_the_bound_is_the_slower_of_computing_and_reading() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("chip", [chip for chip in CHIPS.values() if chip.gb_s], ids=lambda chip: chip.name)
-def test_tokens_wait_for_memory_and_pictures_for_arithmetic(name: str, chip: Chip) -> None:
+def test_tokens_wait_for_memory_and_pictures_for_arithmetic_on_every_chip(name: str) -> None:
     work = limits.works(VARIANTS[name], Case(1024, 1), 512, 32, 2, None)
-    assert least_s(work["a token"], chip) == pytest.approx(work["a token"].bytes / (chip.gb_s or 0) / 1e9)
+    balances = [1e3 * chip.tflops / chip.gb_s for chip in CHIPS.values() if chip.gb_s]  # operations a byte
+    assert 2 * work["a token"].macs / work["a token"].bytes < min(balances)
     for stage in ("vision", "projector", "prefill"):
-        assert least_s(work[stage], chip) == pytest.approx(2 * work[stage].macs / chip.tflops / 1e12)
+        assert 2 * work[stage].macs / work[stage].bytes > max(balances)
 
 
 def test_a_batch_reads_weights_once() -> None:

@@ -73,11 +73,11 @@ def test_a_wide_picture_takes_44_per_cent_fewer_tokens_than_its_square() -> None
     assert round(100 * (1 - 144 / 256)) == 44
 
 
-@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: "-".join(map(str, case[:4])))
-def test_grids_and_places_in_them_are_the_references(case: list[int]) -> None:
-    width, height, size, most, columns, rows, wide, tall = case
-    assert fitting_grid(width, height, size, most) == (columns, rows)
-    assert within(width, height, (columns * size, rows * size)) == (wide, tall)
+def test_grids_and_places_in_them_are_the_references() -> None:
+    for width, height, size, most, columns, rows, wide, tall in CHOSEN:
+        case = (width, height, size, most)
+        assert fitting_grid(*case) == (columns, rows), case
+        assert within(width, height, (columns * size, rows * size)) == (wide, tall), case
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 7, 12])

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
@@ -77,21 +78,20 @@ def arrays(problem: Depthwise, shape: tuple[int, ...]) -> tuple[np.ndarray, np.n
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("shape", SHAPES)
 def test_every_output_is_written_once_and_right(
-    shape: tuple[int, ...],
     layer: tuple[int, int, int],
     block: blocks.Block,
     on_host: Launch,
     relative_error: Callable[[np.ndarray, np.ndarray], float],
 ) -> None:
-    problem = Depthwise(shape[-1], *layer, *shape[1:3])
-    x, weight = arrays(problem, shape)
-    expected = problem.expected(x.astype(np.float64), weight.astype(np.float64))
-    grid = blocks.grid(shape[0], *expected.shape[1:], block)
-    out, written = on_host(problem, x, weight, block, grid)
-    assert (written == 1).all()
-    assert relative_error(out, expected) < 2e-6
+    for shape in SHAPES:
+        problem = Depthwise(shape[-1], *layer, *shape[1:3])
+        x, weight = arrays(problem, shape)
+        expected = problem.expected(x.astype(np.float64), weight.astype(np.float64))
+        grid = blocks.grid(shape[0], *expected.shape[1:], block)
+        out, written = on_host(problem, x, weight, block, grid)
+        assert (written == 1).all(), shape
+        assert relative_error(out, expected) < 2e-6, shape
 
 
 def test_threads_beyond_the_grid_write_nothing(on_host: Launch) -> None:
@@ -132,23 +132,21 @@ def test_without_a_gpu_there_is_one_clear_failure(where: str) -> None:
 
 @pytest.mark.skipif(device() == CPU, reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
-@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("shape", SHAPES)
 def test_on_the_gpu_it_equals_the_plain_definition(
-    shape: tuple[int, ...],
     layer: tuple[int, int, int],
-    block: blocks.Block,
     dtype: mx.Dtype,
     relative_error: Callable[[np.ndarray, np.ndarray], float],
 ) -> None:
-    problem = Depthwise(shape[-1], *layer, *shape[1:3])
-    x, weight = (mx.array(one).astype(dtype) for one in arrays(problem, shape))
-    found = registers(weight, problem.stride, block)(x)
-    assert found.dtype == dtype
-    expected = problem.expected(*(np.array(one.astype(mx.float32), np.float64) for one in (x, weight)))
     limit = {mx.float32: 2e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3}[dtype]
-    assert relative_error(np.array(found.astype(mx.float32)), expected) < limit
+    for shape, block in product(SHAPES, BLOCKS):
+        problem = Depthwise(shape[-1], *layer, *shape[1:3])
+        x, weight = (mx.array(one).astype(dtype) for one in arrays(problem, shape))
+        found = registers(weight, problem.stride, block)(x)
+        assert found.dtype == dtype
+        expected = problem.expected(*(np.array(one.astype(mx.float32), np.float64) for one in (x, weight)))
+        error = relative_error(np.array(found.astype(mx.float32)), expected)
+        assert error < limit, (shape, block)
 
 
 @pytest.mark.skipif(device() == CPU, reason="needs a GPU")

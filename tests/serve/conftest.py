@@ -1,4 +1,4 @@
-"""A server with a golden model, in a thread of the tests' process, at a port of its own."""
+"""Starts servers with a golden model in threads of the test process."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def vlm(vlm_of: Callable[[str], VLM]) -> VLM:
 
 @pytest.fixture(scope="module")
 def started(vlm: VLM) -> Iterator[Callable[..., Server]]:
-    """Servers as told; they end with the module."""
+    """Start servers with these settings; they stop after the module's tests."""
     ends: list[Callable[[], None]] = []
 
     def start(places: int = 8, **settings: Any) -> Server:
         listening = bound("127.0.0.1", 0)
         engine = Engine(lambda: vlm, places=places)
         engine.start()
-        told = {"name": NAME, "hosts": LOCAL_NAMES} | settings
-        app = application(Settings(**told), vlm, engine)
+        given = {"name": NAME, "hosts": LOCAL_NAMES} | settings
+        app = application(Settings(**given), vlm, engine)
         running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""The server as its clients meet it: the official one of OpenAI, and those that send anything."""
+"""The server as its clients see it: OpenAI's official client, and clients that send bad requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 Started = Callable[..., Server]
 
 
-def drawn(seed: int, side: int = 128) -> bytes:
+def random_png(seed: int, side: int = 128) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -55,23 +55,23 @@ def body(**fields: object) -> dict[str, object]:
     return {"model": NAME, "messages": [user("Hello")], "max_tokens": 4} | fields
 
 
-def test_an_answer_is_the_models_own(server: Server, vlm: VLM) -> None:
-    picture = drawn(1)
-    told = server.client().chat.completions.create(
+def test_answer_equals_generate(server: Server, vlm: VLM) -> None:
+    picture = random_png(1)
+    answer = server.client().chat.completions.create(
         model=NAME, messages=[user(shown(picture), "What is this?")], max_tokens=12
     )
     expected = vlm.generate(vlm.prompt("What is this?", [picture]), max_tokens=12)
-    (choice,) = told.choices
+    (choice,) = answer.choices
     assert (choice.message.content, choice.finish_reason) == (expected.text, expected.reason)
-    assert told.usage
-    assert told.usage.prompt_tokens == expected.image_tokens + expected.text_tokens
-    assert told.usage.completion_tokens == 12
-    timings = told.model_extra["timings"]  # type: ignore[index]
+    assert answer.usage
+    assert answer.usage.prompt_tokens == expected.image_tokens + expected.text_tokens
+    assert answer.usage.completion_tokens == 12
+    timings = answer.model_extra["timings"]  # type: ignore[index]
     assert timings["image_tokens"] == 16
     assert 0 < timings["vision_s"] < timings["ttft_s"]
 
 
-def test_a_stream_is_the_same_answer_in_pieces(server: Server, vlm: VLM) -> None:
+def test_stream_joins_to_the_same_answer(server: Server, vlm: VLM) -> None:
     chunks = list(
         server.client().chat.completions.create(
             model=NAME,
@@ -90,29 +90,29 @@ def test_a_stream_is_the_same_answer_in_pieces(server: Server, vlm: VLM) -> None
     assert chunks[-1].usage.completion_tokens == 12
 
 
-def test_turns_and_several_pictures(server: Server, vlm: VLM) -> None:
-    first, second = drawn(1), drawn(2)
+def test_several_turns_and_pictures_equal_generate(server: Server, vlm: VLM) -> None:
+    first, second = random_png(1), random_png(2)
     messages = [
         {"role": "system", "content": "Be brief."},
         user("First", shown(first), "then", shown(second), "what changed?"),
         {"role": "assistant", "content": "Nothing."},
         user("Are you sure?"),
     ]
-    told = server.client().chat.completions.create(model=NAME, messages=messages, max_tokens=9)  # type: ignore[arg-type]
+    answer = server.client().chat.completions.create(model=NAME, messages=messages, max_tokens=9)  # type: ignore[arg-type]
     from fastvlm_mlx.inputs.prompt import assemble, dialogue
 
-    said = ["First\n<image>\nthen\n<image>\nwhat changed?", "Nothing.", "Are you sure?"]
-    text = "".join(dialogue(said, 2, "Be brief."))
+    turns = ["First\n<image>\nthen\n<image>\nwhat changed?", "Nothing.", "Are you sure?"]
+    text = "".join(dialogue(turns, 2, "Be brief."))
     prompt = assemble(text, [vlm.picture(first), vlm.picture(second)], vlm.tokenizer.encode)
-    assert told.choices[0].message.content == vlm.generate(prompt, max_tokens=9).text
+    assert answer.choices[0].message.content == vlm.generate(prompt, max_tokens=9).text
 
 
-def test_the_second_turn_reads_its_own_words_alone(server: Server) -> None:
-    client, asked = server.client(), [user(shown(drawn(7)), "What is this?")]
-    first = client.chat.completions.create(model=NAME, messages=asked, max_tokens=6)  # type: ignore[arg-type]
+def test_second_turn_prefills_only_its_own_text(server: Server) -> None:
+    client, turn = server.client(), [user(shown(random_png(7)), "What is this?")]
+    first = client.chat.completions.create(model=NAME, messages=turn, max_tokens=6)  # type: ignore[arg-type]
     answer = {"role": "assistant", "content": first.choices[0].message.content}
     hits = server.engine.features.hits, server.engine.features.misses
-    again = [*asked, answer, user("Why?")]
+    again = [*turn, answer, user("Why?")]
     second = client.chat.completions.create(model=NAME, messages=again, max_tokens=6)  # type: ignore[arg-type]
     assert first.usage
     assert second.usage
@@ -121,20 +121,20 @@ def test_the_second_turn_reads_its_own_words_alone(server: Server) -> None:
     assert (server.engine.features.hits, server.engine.features.misses) == hits
 
 
-def test_the_extras_of_a_request_are_honoured(server: Server, vlm: VLM) -> None:
+def test_stop_seed_and_logprobs_are_applied(server: Server, vlm: VLM) -> None:
     client = server.client()
     whole = vlm.generate("Hello", max_tokens=16)
     cut = whole.text[len(whole.text) // 2 :][:3]
     stopped = client.chat.completions.create(model=NAME, messages=[user("Hello")], max_tokens=16, stop=[cut])
     assert stopped.choices[0].message.content == whole.text[: whole.text.find(cut)]
     assert stopped.choices[0].finish_reason == "stop"
-    drawn_twice = [
+    sampled_twice = [
         client.chat.completions.create(
             model=NAME, messages=[user("Hello")], max_tokens=8, temperature=1.0, top_p=0.9, seed=5
         )
         for _ in range(2)
     ]
-    assert len({told.choices[0].message.content for told in drawn_twice}) == 1
+    assert len({answer.choices[0].message.content for answer in sampled_twice}) == 1
     likely = client.chat.completions.create(
         model=NAME, messages=[user("Hello")], max_tokens=3, logprobs=True, top_logprobs=2
     )
@@ -147,53 +147,53 @@ def test_the_extras_of_a_request_are_honoured(server: Server, vlm: VLM) -> None:
         assert token.logprob == token.top_logprobs[0].logprob  # greedy
 
 
-def test_an_answer_may_have_to_be_json(server: Server) -> None:
+def test_answer_matches_the_json_schema(server: Server) -> None:
     schema = {
         "type": "object",
         "properties": {"count": {"type": "integer", "maximum": 9, "minimum": 0}, "sure": {"type": "boolean"}},
         "required": ["count", "sure"],
         "additionalProperties": False,
     }
-    told = server.client().chat.completions.create(
+    answer = server.client().chat.completions.create(
         model=NAME,
         messages=[user("Hello")],
         max_tokens=100,
-        response_format={"type": "json_schema", "json_schema": {"name": "told", "schema": schema}},
+        response_format={"type": "json_schema", "json_schema": {"name": "counted", "schema": schema}},
     )
-    assert told.choices[0].finish_reason == "stop"
-    found = json.loads(told.choices[0].message.content or "")
+    assert answer.choices[0].finish_reason == "stop"
+    found = json.loads(answer.choices[0].message.content or "")
     assert found.keys() == {"count", "sure"}
     assert found["count"] in range(10)
 
 
-def test_many_at_once_are_not_mixed_up(server: Server, vlm: VLM) -> None:
-    pictures = [drawn(seed, 64 + seed) for seed in range(16)]
+def test_concurrent_answers_are_not_mixed_up(server: Server, vlm: VLM) -> None:
+    pictures = [random_png(seed, 64 + seed) for seed in range(16)]
     expected = [
         vlm.generate(vlm.prompt("What is this?", [p]), max_tokens=6 + n).text for n, p in enumerate(pictures)
     ]
 
-    def asked(number: int) -> str | None:
-        told = server.client().chat.completions.create(
+    def answer(number: int) -> str | None:
+        answer = server.client().chat.completions.create(
             model=NAME, messages=[user(shown(pictures[number]), "What is this?")], max_tokens=6 + number
         )
-        return told.choices[0].message.content
+        return answer.choices[0].message.content
 
     with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(asked, range(16))) == expected
+        assert list(pool.map(answer, range(16))) == expected
     assert server.idle()
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_who_hangs_up_frees_the_place(server: Server, stream: bool) -> None:
+def test_disconnected_client_frees_its_place(server: Server, stream: bool) -> None:
     def ask_and_leave(number: int) -> None:
-        asked = body(stream=stream, max_tokens=100_000, messages=[user(f"Hello {number}")])
+        request = body(stream=stream, max_tokens=100_000, messages=[user(f"Hello {number}")])
         with httpx.Client(base_url=server.origin, timeout=60) as client:
             if stream:
-                with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+                with client.stream("POST", "/v1/chat/completions", json=request) as answer:
                     next(answer.iter_lines())
             else:
                 with pytest.raises(httpx.ReadTimeout):
-                    client.post("/v1/chat/completions", json=asked, timeout=httpx.Timeout(60, read=1))
+                    client.post("/v1/chat/completions", json=request, timeout=httpx.Timeout(60, read=1))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask_and_leave, range(8)))
@@ -201,12 +201,10 @@ def test_who_hangs_up_frees_the_place(server: Server, stream: bool) -> None:
     assert server.post(body()).status_code == 200
 
 
-def test_beyond_the_queue_clients_are_told_when_to_come_back(started: Started) -> None:
+def test_full_queue_answers_429_with_retry_after(started: Started) -> None:
     server = started(places=1, queue=1)
     for _ in range(50):
-        assert (
-            server.post(b"{").status_code == 400
-        )  # takes no time, and says nothing of how long answers take
+        assert server.post(b"{").status_code == 400  # its short time must not lower Retry-After
     gone = threading.Event()
 
     def hold() -> None:
@@ -241,7 +239,7 @@ def test_beyond_the_queue_clients_are_told_when_to_come_back(started: Started) -
     assert server.post(body()).status_code == 200
 
 
-def test_tables_for_json_are_built_once(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_tables_are_built_once(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[object] = []
     sound = json_schema.Shapes.__init__
 
@@ -252,14 +250,14 @@ def test_tables_for_json_are_built_once(started: Started, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(json_schema.Shapes, "__init__", slow)
     server = started()
-    asked = body(response_format={"type": "json_object"}, max_tokens=1)
+    request = body(response_format={"type": "json_object"}, max_tokens=1)
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: server.post(asked).status_code, range(4)))
+        answers = list(pool.map(lambda _: server.post(request).status_code, range(4)))
     assert answers == [200] * 4
     assert len(built) == 1
 
 
-def of_picture(url: str) -> dict[str, object]:
+def body_with_picture(url: str) -> dict[str, object]:
     return body(messages=[user({"type": "image_url", "image_url": url}, "?")])
 
 
@@ -273,7 +271,7 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "said"),
+    ("sent", "status", "message"),
     [
         (b"{", 400, "not JSON"),
         (b"[]", 400, "object"),
@@ -284,44 +282,40 @@ def bomb() -> bytes:
         (body(max_tokens="many"), 400, "max_tokens"),
         (body(n=3), 400, "n is 3"),
         (body(messages=[user("word " * 10_000)]), 400, "shorten"),
-        (of_picture(link(b"no picture at all")), 400, "picture"),
-        (of_picture("data:image/png;base64,%%%"), 400, "base64"),
-        (of_picture("file:///etc/passwd"), 400, "http"),
-        (of_picture("/etc/passwd"), 400, "http"),
-        (of_picture("http://127.0.0.1/x"), 400, "remote"),
-        (of_picture("http://169.254.169.254/"), 400, "remote"),
+        (body_with_picture(link(b"no picture at all")), 400, "picture"),
+        (body_with_picture("data:image/png;base64,%%%"), 400, "base64"),
+        (body_with_picture("file:///etc/passwd"), 400, "http"),
+        (body_with_picture("/etc/passwd"), 400, "http"),
+        (body_with_picture("http://127.0.0.1/x"), 400, "remote"),
+        (body_with_picture("http://169.254.169.254/"), 400, "remote"),
     ],
     ids=lambda value: "" if isinstance(value, bytes | dict) else str(value),
 )
-def test_bad_requests_are_refused_in_openais_shape(
-    server: Server, sent: object, status: int, said: str
-) -> None:
+def test_bad_requests_get_openai_errors(server: Server, sent: object, status: int, message: str) -> None:
     refused = server.post(sent)
     assert refused.status_code == status
     error = refused.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert said in error["message"]
+    assert message in error["message"]
     assert "\n" not in error["message"]
     assert server.post(body()).status_code == 200
 
 
-def test_too_much_is_refused(server: Server, started: Started) -> None:
-    vast = server.post(body(messages=[user(shown(bomb()), "?")]))
-    assert (vast.status_code, vast.json()["error"]["code"]) == (400, "invalid_image")
+def test_large_pictures_and_requests_are_refused(server: Server, started: Started) -> None:
+    huge = server.post(body(messages=[user(shown(bomb()), "?")]))
+    assert (huge.status_code, huge.json()["error"]["code"]) == (400, "invalid_image")
     small = started(body_bytes=100_000)
     assert small.post(b" " * 200_000).status_code == 413
     assert small.post(body()).status_code == 200
 
 
-def test_more_pictures_than_one_request_may_have_are_refused(server: Server) -> None:
-    crowd = [{"type": "image_url", "image_url": link(drawn(1))}] * 17
+def test_too_many_pictures_in_one_request_are_refused(server: Server) -> None:
+    crowd = [{"type": "image_url", "image_url": link(random_png(1))}] * 17
     refused = server.post(body(messages=[user(*crowd, "?")]))
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "too_many_images")
 
 
-def test_a_request_that_does_not_arrive_is_not_waited_for(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_request_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "_BODY_S", 0.3)
     address = server.origin.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=60) as slow:
@@ -330,7 +324,7 @@ def test_a_request_that_does_not_arrive_is_not_waited_for(
         assert slow.recv(4096).startswith(b"HTTP/1.1 408")
 
 
-def test_only_who_has_the_key_is_answered(started: Started) -> None:
+def test_requests_without_the_key_are_refused(started: Started) -> None:
     server = started(api_key="secret")
     with pytest.raises(openai.AuthenticationError):
         server.client(api_key="guess").models.list()
@@ -342,7 +336,7 @@ def test_only_who_has_the_key_is_answered(started: Started) -> None:
     assert server.get("/").status_code == server.get("/health").status_code == 200
 
 
-def test_pages_of_elsewhere_cannot_ask(server: Server, started: Started) -> None:
+def test_pages_of_other_origins_are_refused(server: Server, started: Started) -> None:
     assert server.post(body(), **{"Content-Type": "text/plain"}).status_code == 415
     assert server.post(body(), Host="[").status_code == 400
     assert server.post(body(), Host="evil.example:80").status_code == 403
@@ -354,24 +348,24 @@ def test_pages_of_elsewhere_cannot_ask(server: Server, started: Started) -> None
     assert "access-control-allow-origin" not in friendly.get("/health", Origin="https://evil.example").headers
 
 
-def test_what_is_not_there_is_said_in_the_same_shape(server: Server) -> None:
+def test_unknown_routes_and_models_get_openai_errors(server: Server) -> None:
     for path, status in (("/v1/embeddings", 404), ("/v1/chat/completions", 405), ("/v1/models/other", 404)):
         found = server.get(path)
         assert found.status_code == status
         assert found.json()["error"]["message"]
 
 
-def test_metrics_count_what_happened(started: Started) -> None:
+def test_metrics_count_requests_tokens_and_cache_hits(started: Started) -> None:
     server = started()
     for _ in range(2):
-        assert server.post(body(messages=[user(shown(drawn(3)), "What?")])).status_code == 200
+        assert server.post(body(messages=[user(shown(random_png(3)), "What?")])).status_code == 200
     assert server.post(b"{").status_code == 400
-    told = dict(
+    metrics = dict(
         line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines() if not line.startswith("#")
     )
-    assert told['fastvlm_requests_total{status="200"}'] == "2.0"
-    assert told['fastvlm_requests_total{status="400"}'] == "1.0"
-    assert told["fastvlm_answer_tokens_total"] == "8.0"
-    assert told["fastvlm_first_token_seconds_count"] == "2.0"
-    assert told["fastvlm_picture_misses"] == "1.0"
-    assert float(told["fastvlm_prompt_tokens_known"]) > 0
+    assert metrics['fastvlm_requests_total{status="200"}'] == "2.0"
+    assert metrics['fastvlm_requests_total{status="400"}'] == "1.0"
+    assert metrics["fastvlm_answer_tokens_total"] == "8.0"
+    assert metrics["fastvlm_first_token_seconds_count"] == "2.0"
+    assert metrics["fastvlm_picture_misses"] == "1.0"
+    assert float(metrics["fastvlm_prompt_tokens_known"]) > 0

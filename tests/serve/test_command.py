@@ -1,4 +1,4 @@
-"""`serve` as a user starts and stops it, and the example that asks it."""
+"""The `serve` command, from start to stop, and the example client."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from served import Server
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_example_asks_and_shows(server: Server) -> None:
-    told = subprocess.run(
+def test_example_client_prints_an_answer(server: Server) -> None:
+    ran = subprocess.run(
         [*PYTHON, str(ROOT / "examples" / "openai_client.py"), str(TALL), "What is this?"],
         capture_output=True,
         text=True,
@@ -26,12 +26,12 @@ def test_the_example_asks_and_shows(server: Server) -> None:
         env=clean_environment() | {"OPENAI_BASE_URL": f"{server.origin}/v1"},
         check=False,
     )
-    assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout.endswith("512 generated]\n")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.endswith("512 generated]\n")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--max-request", "50"), "--max-request '50'"),
         (("--memory", "lots"), "--memory 'lots'"),
@@ -39,16 +39,16 @@ def test_the_example_asks_and_shows(server: Server) -> None:
         (("--host", "no.such.host.invalid"), "cannot listen at no.such.host.invalid"),
     ],
 )
-def test_wrong_options_are_refused_before_a_model_is_loaded(
-    run: Run, arguments: tuple[str, ...], said: str
+def test_bad_options_fail_before_loading_the_model(
+    run: Run, arguments: tuple[str, ...], message: str
 ) -> None:
     ran = run("serve", "-m", "no-such-model", "--port", "0", *arguments)
     assert ran.code == 1
-    assert said in ran.err
+    assert message in ran.err
     assert len(ran.err.splitlines()) == 1
 
 
-def test_what_is_not_installed_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     ran = run("serve", "-m", MODEL)
     assert ran.code == 1
@@ -57,27 +57,26 @@ def test_what_is_not_installed_is_named(run: Run, monkeypatch: pytest.MonkeyPatc
 
 @contextmanager
 def command(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and its address."""
-    told = [*COMMAND, "serve", "-m", MODEL, "--port", 0, *arguments]
+    """Start a server process; yield it and its address."""
+    line = [*COMMAND, "serve", "-m", MODEL, "--port", 0, *arguments]
     with subprocess.Popen(
-        list(map(str, told)), stderr=subprocess.PIPE, text=True, env=clean_environment()
+        list(map(str, line)), stderr=subprocess.PIPE, text=True, env=clean_environment()
     ) as process:
         try:
             assert process.stderr
-            address = next(line for line in process.stderr if line.startswith("page "))
+            address = next(row for row in process.stderr if row.startswith("page "))
             yield process, address.split()[1].rstrip("/")
         finally:
             process.kill()
 
 
 @pytest.mark.parametrize("cycles", [4, pytest.param(200, marks=pytest.mark.slow)])
-def test_stopped_it_ends_the_answers_that_have_begun(cycles: int) -> None:
-    """And the process ends well, however its threads end."""
+def test_sigterm_finishes_running_answers_and_exits_with_0(cycles: int) -> None:
     messages = [{"role": "user", "content": "Hello"}]
-    asked = {"messages": messages, "stream": True, "max_tokens": 300}
+    request = {"messages": messages, "stream": True, "max_tokens": 300}
     for _ in range(cycles):
         with command() as (process, origin), httpx.Client(base_url=origin, timeout=60) as client:
-            with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+            with client.stream("POST", "/v1/chat/completions", json=request) as answer:
                 lines = answer.iter_lines()
                 next(lines)
                 process.terminate()
@@ -85,7 +84,7 @@ def test_stopped_it_ends_the_answers_that_have_begun(cycles: int) -> None:
             assert process.wait(30) == 0
 
 
-def test_a_port_that_is_taken_is_said_at_once(run: Run, server: Server) -> None:
+def test_taken_port_fails_at_once(run: Run, server: Server) -> None:
     port = server.origin.rpartition(":")[2]
     ran = run("serve", "-m", MODEL, "--port", port)
     assert ran.code == 1

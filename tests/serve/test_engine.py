@@ -1,4 +1,4 @@
-"""Many ask at once: each is answered as if alone, whoever comes, goes or fails in between."""
+"""The engine answers many questions at once, each as if alone, whatever fails or is canceled."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fastvlm_mlx.serve.engine import Engine, Failed, Question, Ticket
 
 Vlm = Callable[[str], VLM]
 WAIT_S = 60
-LONG = 10**6  # until the context ends
+LONG = 10**6  # tokens: until the context is full
 
 
 @dataclass
-class Told:
-    """Everything that is told of one question."""
+class Received:
+    """The events received for one question."""
 
     events: queue.Queue[Event | Failed] = field(default_factory=queue.Queue)
     ticket: Ticket | None = None
@@ -40,11 +40,11 @@ class Told:
         return tuple(event.id for event in self if isinstance(event, Token))
 
 
-def ask(engine: Engine, prompt: Prompt, max_tokens: int = 12, **options: object) -> Told:
-    told = Told()
+def ask(engine: Engine, prompt: Prompt, max_tokens: int = 12, **options: object) -> Received:
+    received = Received()
     question = Question(prompt, max_tokens, **options)  # type: ignore[arg-type]
-    told.ticket = engine.ask(question, told.events.put)
-    return told
+    received.ticket = engine.ask(question, received.events.put)
+    return received
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def pictures() -> list[Picture]:
 
 @pytest.fixture(scope="module")
 def mixed(vlm: VLM, pictures: list[Picture]) -> list[Prompt]:
-    """Sixteen, ragged, with and without pictures."""
+    """Sixteen prompts of different lengths, with and without pictures."""
     texts = ("Hello", "What is this?", "word " * 40, "First this, then that: what changed, and why?")
     return [
         vlm.prompt(f"{text} {number}", [pictures[number % 4]] * (number % 3))
@@ -76,16 +76,16 @@ def mixed(vlm: VLM, pictures: list[Picture]) -> list[Prompt]:
     ]
 
 
-def test_each_of_many_is_answered_as_if_alone(vlm: VLM, engine: Engine, mixed: list[Prompt]) -> None:
+def test_batched_answers_equal_single_answers(vlm: VLM, engine: Engine, mixed: list[Prompt]) -> None:
     expected = [vlm.generate(prompt, max_tokens=5 + n).ids for n, prompt in enumerate(mixed)]
-    asked = [ask(engine, prompt, 5 + n) for n, prompt in enumerate(mixed)]
-    assert [told.ids() for told in asked] == expected
+    questions = [ask(engine, prompt, 5 + n) for n, prompt in enumerate(mixed)]
+    assert [received.ids() for received in questions] == expected
     assert len(set(expected)) > 4
     again = [ask(engine, prompt, 5 + n) for n, prompt in enumerate(mixed)]
-    assert [told.ids() for told in again] == expected  # now that beginnings are known
+    assert [received.ids() for received in again] == expected  # now with cached prefixes
 
 
-def test_what_was_read_before_is_not_read_again(vlm: VLM, engine: Engine, pictures: list[Picture]) -> None:
+def test_repeated_prompt_is_cached(vlm: VLM, engine: Engine, pictures: list[Picture]) -> None:
     prompt = vlm.prompt("What is this?", pictures[:1])
     first, second = (next(iter(ask(engine, prompt))) for _ in range(2))
     assert isinstance(first, Prefilled)
@@ -99,19 +99,19 @@ def test_what_was_read_before_is_not_read_again(vlm: VLM, engine: Engine, pictur
     assert (engine.features.misses, len(engine.features)) == (2, 2)
 
 
-def test_an_answer_that_goes_on_is_known_too(vlm: VLM, engine: Engine) -> None:
+def test_tokens_of_an_answer_are_cached_for_the_next_turn(vlm: VLM, engine: Engine) -> None:
     prompt = vlm.prompt("Hello")
     ids = ask(engine, prompt, 10).ids()
     from fastvlm_mlx.inputs.prompt import Text
 
     longer = (*prompt, Text(ids), Text(tuple(vlm.tokenizer.encode("<|im_end|>\nAnd?"))))
-    told = ask(engine, longer)
-    first = next(iter(told))
+    received = ask(engine, longer)
+    first = next(iter(received))
     assert isinstance(first, Prefilled)
     assert first.reused_tokens >= sum(part.positions for part in prompt) + len(ids) - 1
 
 
-def test_who_leaves_frees_the_place(vlm: VLM) -> None:
+def test_canceled_answer_frees_its_place(vlm: VLM) -> None:
     engine = Engine(lambda: vlm, places=1)
     engine.start()
     try:
@@ -130,19 +130,19 @@ def test_who_leaves_frees_the_place(vlm: VLM) -> None:
         engine.close()
 
 
-def test_two_hundred_who_leave_in_the_middle(vlm: VLM, engine: Engine) -> None:
+def test_two_hundred_canceled_answers_leave_no_trace(vlm: VLM, engine: Engine) -> None:
     prompt = vlm.prompt("Hello")
-    asked = [ask(engine, prompt, LONG) for _ in range(200)]
-    for number, told in enumerate(asked):
+    questions = [ask(engine, prompt, LONG) for _ in range(200)]
+    for number, received in enumerate(questions):
         for _ in range(number % 5):
-            told.events.get(timeout=WAIT_S)
-        assert told.ticket
-        told.ticket.cancelled = True
+            received.events.get(timeout=WAIT_S)
+        assert received.ticket
+        received.ticket.cancelled = True
     assert ask(engine, prompt).ids() == vlm.generate(prompt, max_tokens=12).ids
     assert (engine.answering, engine.waiting) == (0, 0)
 
 
-def test_a_prompt_beyond_the_context_fails_alone(vlm: VLM, engine: Engine) -> None:
+def test_prompt_longer_than_the_context_fails_alone(vlm: VLM, engine: Engine) -> None:
     beyond = ask(engine, vlm.prompt("word " * vlm.config.text.context))
     well = ask(engine, vlm.prompt("Hello"))
     (failed,) = beyond
@@ -151,9 +151,7 @@ def test_a_prompt_beyond_the_context_fails_alone(vlm: VLM, engine: Engine) -> No
     assert well.ids() == vlm.generate("Hello", max_tokens=12).ids
 
 
-def test_after_a_failure_the_next_is_answered(
-    vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_answers_after_a_failure(vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     running = ask(engine, vlm.prompt("Hello"), LONG)
     assert isinstance(running.events.get(timeout=WAIT_S), Prefilled)
     with monkeypatch.context() as patch:
@@ -162,21 +160,20 @@ def test_after_a_failure_the_next_is_answered(
     assert ask(engine, vlm.prompt("Hello")).ids() == vlm.generate("Hello", max_tokens=12).ids
 
 
-def test_sampling_and_length_are_each_ones_own(vlm: VLM, engine: Engine) -> None:
+def test_each_answer_has_its_own_sampling_and_length(vlm: VLM, engine: Engine) -> None:
     ways = [
         Sampling(),
         Sampling(temperature=1.0, seed=3),
         Sampling(temperature=1.0, top_p=0.9, seed=4),
         Sampling(repetition_penalty=1.3),
     ]
-    asked = [ask(engine, vlm.prompt("Hello"), 3 + n, sampling=how) for n, how in enumerate(ways)]
-    options = [{name: getattr(how, name) for name in how.__slots__} for how in ways]
-    expected = [vlm.generate("Hello", max_tokens=3 + n, **how).ids for n, how in enumerate(options)]
-    assert [told.ids() for told in asked] == expected
+    questions = [ask(engine, vlm.prompt("Hello"), 3 + n, sampling=how) for n, how in enumerate(ways)]
+    expected = [vlm.generate("Hello", max_tokens=3 + n, sampling=how).ids for n, how in enumerate(ways)]
+    assert [received.ids() for received in questions] == expected
     assert ask(engine, vlm.prompt("Hello"), 0).ids() == ()
 
 
-def test_logprobs_are_those_of_the_model(vlm: VLM, engine: Engine) -> None:
+def test_logprobs_equal_those_of_the_logits(vlm: VLM, engine: Engine) -> None:
     prompt = vlm.prompt("Hello")
     tokens = [event for event in ask(engine, prompt, 4, likeliest=3) if isinstance(event, Token)]
     plain = ask(engine, prompt, 4).ids()
@@ -192,7 +189,7 @@ def test_logprobs_are_those_of_the_model(vlm: VLM, engine: Engine) -> None:
 
 
 class Only:
-    """Says one sequence and no other."""
+    """A form that allows exactly one sequence."""
 
     def __init__(self, vocabulary: int, ids: list[int]):
         self._vocabulary, self._ids = vocabulary, list(ids)
@@ -205,18 +202,18 @@ class Only:
         assert token == self._ids.pop(0)
 
 
-def test_a_form_is_kept_among_answers_that_have_none(vlm: VLM, engine: Engine) -> None:
+def test_form_restricts_only_its_own_answer(vlm: VLM, engine: Engine) -> None:
     wanted = [5, 9, 300, 7, 5]
     stop = min(vlm.config.eos_token_ids)
     free = [ask(engine, vlm.prompt("Hello"), 4 + n) for n in range(3)]
     formed = ask(engine, vlm.prompt("Hello"), 20, form=Only(vlm.tokenizer.size, [*wanted, stop]))
     assert formed.ids() == tuple(wanted)
     expected = vlm.generate("Hello", max_tokens=6).ids
-    assert [told.ids() for told in free] == [expected[: 4 + n] for n in range(3)]
+    assert [received.ids() for received in free] == [expected[: 4 + n] for n in range(3)]
 
 
 class Failing(Only):
-    """Finds out after some tokens that it cannot go on."""
+    """A form that fails after some tokens."""
 
     def said(self, token: int) -> None:
         super().said(token)
@@ -224,33 +221,33 @@ class Failing(Only):
             raise PromptError("the schema has grown too large")
 
 
-def test_a_form_that_fails_fails_alone(vlm: VLM, engine: Engine) -> None:
+def test_failing_form_fails_alone(vlm: VLM, engine: Engine) -> None:
     expected = vlm.generate("Hello", max_tokens=30).ids
     well = [ask(engine, vlm.prompt("Hello"), 30) for _ in range(3)]
     failing = ask(engine, vlm.prompt("Hello"), 30, form=Failing(vlm.tokenizer.size, [5, 9, 7]))
     *_, last = failing
     assert isinstance(last, Failed)
-    assert [told.ids() for told in well] == [expected] * 3
+    assert [received.ids() for received in well] == [expected] * 3
 
 
-def test_those_who_left_before_their_turn_are_not_kept(vlm: VLM) -> None:
+def test_canceled_questions_leave_the_queue(vlm: VLM) -> None:
     engine = Engine(lambda: vlm, places=1)
     engine.start()
     try:
         long = ask(engine, vlm.prompt("Hello"), LONG)
         for _ in range(50):
-            told = ask(engine, vlm.prompt("Never mind"))
-            assert told.ticket
-            told.ticket.cancelled = True
+            received = ask(engine, vlm.prompt("Never mind"))
+            assert received.ticket
+            received.ticket.cancelled = True
         for _ in range(10):
-            long.events.get(timeout=WAIT_S)  # the place is taken all the while
+            long.events.get(timeout=WAIT_S)  # the only place stays taken
         assert engine.waiting == 0
         assert engine.answering == 1
     finally:
         engine.close()
 
 
-def test_a_model_that_cannot_be_loaded_says_so_at_once() -> None:
+def test_loading_error_is_raised_by_start() -> None:
     def load() -> VLM:
         raise PromptError("no such model")
 
@@ -258,17 +255,17 @@ def test_a_model_that_cannot_be_loaded_says_so_at_once() -> None:
         Engine(load).start()
 
 
-def test_closing_waits_for_answers_and_no_longer(vlm: VLM) -> None:
+def test_close_waits_for_running_answers(vlm: VLM) -> None:
     engine = Engine(lambda: vlm)
     engine.start()
-    told = ask(engine, vlm.prompt("Hello"), 20)
+    received = ask(engine, vlm.prompt("Hello"), 20)
     engine.close(WAIT_S)
-    assert len(told.ids()) <= 20
+    assert len(received.ids()) <= 20
     with pytest.raises(Exception, match="shutting down"):
         ask(engine, vlm.prompt("Hello"))
 
 
-def test_a_receiver_that_raises_ends_its_own_answer_alone(vlm: VLM, engine: Engine) -> None:
+def test_raising_receiver_ends_only_its_own_answer(vlm: VLM, engine: Engine) -> None:
     def broken(event: Event | Failed) -> None:
         raise RuntimeError("the receiver is gone")
 
@@ -279,53 +276,53 @@ def test_a_receiver_that_raises_ends_its_own_answer_alone(vlm: VLM, engine: Engi
     assert ask(engine, vlm.prompt("Hello")).ids() == expected
 
 
-def test_a_prefill_that_fails_fails_alone(
+def test_failing_prefill_fails_alone(
     vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch, pictures: list[Picture]
 ) -> None:
-    """Also where the pictures of those who begin together are encoded together."""
-    sound = vlm.model.embed
+    """This includes questions whose pictures are encoded in one batch."""
+    original = vlm.model.embed
     bad = Picture(mx.zeros((1, 128, 128, 3)))
     expected = [vlm.generate(vlm.prompt("What is this?", [one]), max_tokens=12).ids for one in pictures[:2]]
 
     def embed(prompt: Prompt, *features: object) -> mx.array:
         if bad in prompt:
             raise MemoryError("full")
-        return sound(prompt, *features)  # type: ignore[arg-type]
+        return original(prompt, *features)  # type: ignore[arg-type]
 
     monkeypatch.setattr(vlm.model, "embed", embed)
     running = ask(engine, vlm.prompt("Hello"), 30)
-    asked = [ask(engine, vlm.prompt("What is this?", [one])) for one in (pictures[0], bad, pictures[1])]
-    assert asked[0].ids() == expected[0]
-    assert [type(event) for event in asked[1]] == [Failed]
-    assert asked[2].ids() == expected[1]
+    questions = [ask(engine, vlm.prompt("What is this?", [one])) for one in (pictures[0], bad, pictures[1])]
+    assert questions[0].ids() == expected[0]
+    assert [type(event) for event in questions[1]] == [Failed]
+    assert questions[2].ids() == expected[1]
     assert running.ids() == vlm.generate("Hello", max_tokens=30).ids
 
 
-def test_pictures_that_cannot_be_encoded_together_are_encoded_one_by_one(
+def test_pictures_are_encoded_one_by_one_when_encoding_them_at_once_fails(
     vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch, pictures: list[Picture]
 ) -> None:
-    sound = type(vlm.model.projector).__call__
+    original = type(vlm.model.projector).__call__
 
     def narrow(self: object, x: mx.array) -> mx.array:
         if len(x) > 1:
             raise MemoryError("full")
-        return sound(self, x)  # type: ignore[arg-type]
+        return original(self, x)  # type: ignore[arg-type]
 
     expected = [vlm.generate(vlm.prompt("What is this?", [one]), max_tokens=12).ids for one in pictures]
     monkeypatch.setattr(type(vlm.model.projector), "__call__", narrow)
-    asked = [ask(engine, vlm.prompt("What is this?", [one])) for one in pictures]
-    assert [told.ids() for told in asked] == expected
+    questions = [ask(engine, vlm.prompt("What is this?", [one])) for one in pictures]
+    assert [received.ids() for received in questions] == expected
 
 
-def test_who_leaves_while_others_are_prefilled_is_not_prefilled(
+def test_question_canceled_during_another_prefill_is_not_prefilled(
     vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound, begun, go_on = vlm.model.embed, queue.Queue[Prompt](), queue.Queue[None]()
+    original, begun, go_on = vlm.model.embed, queue.Queue[Prompt](), queue.Queue[None]()
 
     def embed(prompt: Prompt, *features: object) -> mx.array:
         begun.put(prompt)
         go_on.get(timeout=WAIT_S)
-        return sound(prompt, *features)  # type: ignore[arg-type]
+        return original(prompt, *features)  # type: ignore[arg-type]
 
     monkeypatch.setattr(vlm.model, "embed", embed)
     first = ask(engine, vlm.prompt("Hello"), 1)
@@ -342,16 +339,16 @@ def test_who_leaves_while_others_are_prefilled_is_not_prefilled(
     assert begun.qsize() == 1
 
 
-def test_closing_leaves_nobody_behind(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who are taken and not yet answered are told to leave, too."""
+def test_close_cancels_every_ticket(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This includes tickets that have left the queue and have no place yet."""
     engine = Engine(lambda: vlm)
     engine.start()
     closing = threading.Event()
-    sound = vlm.model.embed
+    original = vlm.model.embed
 
     def embed(prompt: Prompt, *features: object) -> mx.array:
         closing.wait(WAIT_S)
-        return sound(prompt, *features)  # type: ignore[arg-type]
+        return original(prompt, *features)  # type: ignore[arg-type]
 
     monkeypatch.setattr(vlm.model, "embed", embed)
     tickets = [ask(engine, vlm.prompt(f"Hello {number}"), LONG).ticket for number in range(3)]
@@ -361,14 +358,14 @@ def test_closing_leaves_nobody_behind(vlm: VLM, monkeypatch: pytest.MonkeyPatch)
     assert not engine._thread.is_alive()
 
 
-def test_alternatives_are_not_sorted_out_of_the_whole_vocabulary(
+def test_logprobs_never_sort_the_whole_vocabulary(
     vlm: VLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sorted_: list[int] = []
-    sound = mx.argsort
-    monkeypatch.setattr(mx, "argsort", lambda x, **how: (sorted_.append(x.size), sound(x, **how))[1])
+    sizes: list[int] = []
+    original = mx.argsort
+    monkeypatch.setattr(mx, "argsort", lambda x, **how: (sizes.append(x.size), original(x, **how))[1])
     none = [event for event in ask(engine, vlm.prompt("Hello"), 4, likeliest=0) if isinstance(event, Token)]
     assert all(event.logprob is not None and event.likeliest == () for event in none)
-    assert sorted_ == []
+    assert sizes == []
     ask(engine, vlm.prompt("Hello"), 4, likeliest=3).ids()
-    assert set(sorted_) == {3}
+    assert set(sizes) == {3}

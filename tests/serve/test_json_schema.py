@@ -1,4 +1,4 @@
-"""Whatever a model would say, an answer of a given form is of that form."""
+"""Constrained answers match their JSON schema for any logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastvlm_mlx.serve.request import Form, Refused
 pytest.importorskip("llguidance")
 
 CHECKPOINTS = Path(__file__).parent.parent / "golden" / "checkpoints"
-MOST = 600  # tokens; what is longer is cut
+MOST = 600  # tokens; longer answers are cut
 CAT = {
     "type": "object",
     "properties": {
@@ -114,7 +114,7 @@ def chosen(shape: Shape, logits: np.ndarray) -> int:
 
 
 def random_answer(tokenizer: Tokenizer, shape: Shape, seed: int) -> str | None:
-    """Random logits to the end; None if it does not come."""
+    """Decode random logits; return None if the answer does not end."""
     random, end, ids = np.random.default_rng(seed), end_of(tokenizer), list[int]()
     for _ in range(MOST):
         token_id = chosen(shape, random.normal(size=tokenizer.size))
@@ -126,7 +126,7 @@ def random_answer(tokenizer: Tokenizer, shape: Shape, seed: int) -> str | None:
 
 
 @pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
-def test_random_logits_give_what_the_schema_asks_for(
+def test_random_logits_match_the_schema(
     schema: tuple[Any, Callable[[Any], bool]], tokenizer: Tokenizer, shapes: Shapes
 ) -> None:
     form = Form(json.dumps(schema[0]))
@@ -138,7 +138,7 @@ def test_random_logits_give_what_the_schema_asks_for(
 
 
 @pytest.mark.parametrize("checkpoint", ["apple-train", "hf-timm-unfused", "mlx-vlm-f32"])
-def test_without_a_schema_it_is_any_object(checkpoint: str) -> None:
+def test_without_a_schema_the_answer_is_any_object(checkpoint: str) -> None:
     tokenizer = Tokenizer.load(CHECKPOINTS / checkpoint / "untied")
     shapes = Shapes(tokenizer)
     answers = [random_answer(tokenizer, shapes.begin(Form()), seed) for seed in range(20)]
@@ -148,9 +148,7 @@ def test_without_a_schema_it_is_any_object(checkpoint: str) -> None:
 
 
 @pytest.mark.parametrize("text", OBJECTS)
-def test_an_answer_that_already_is_json_is_left_alone(
-    text: str, tokenizer: Tokenizer, shapes: Shapes
-) -> None:
+def test_valid_json_is_unchanged(text: str, tokenizer: Tokenizer, shapes: Shapes) -> None:
     shape = shapes.begin(Form())
     ids = [*tokenizer.encode(text), end_of(tokenizer)]
     for token_id in ids:
@@ -158,7 +156,7 @@ def test_an_answer_that_already_is_json_is_left_alone(
     assert shape.done
 
 
-def test_after_the_form_only_the_end_may_follow(tokenizer: Tokenizer, shapes: Shapes) -> None:
+def test_only_the_end_follows_complete_json(tokenizer: Tokenizer, shapes: Shapes) -> None:
     shape = shapes.begin(Form())
     for token_id in tokenizer.encode('{"a": 1}'):
         assert not shape.done
@@ -167,21 +165,21 @@ def test_after_the_form_only_the_end_may_follow(tokenizer: Tokenizer, shapes: Sh
     assert np.flatnonzero(shape.allowed()).tolist() == [end_of(tokenizer)]
 
 
-def test_the_end_is_not_allowed_before(tokenizer: Tokenizer, shapes: Shapes) -> None:
+def test_the_end_is_refused_before_json_is_complete(tokenizer: Tokenizer, shapes: Shapes) -> None:
     shape = shapes.begin(Form())
     assert not shape.allowed()[end_of(tokenizer)]
     with pytest.raises(Refused):
         shape.said(end_of(tokenizer))
 
 
-def test_spaces_do_not_go_on_for_ever(tokenizer: Tokenizer, shapes: Shapes) -> None:
+def test_whitespace_is_limited(tokenizer: Tokenizer, shapes: Shapes) -> None:
     shape, (space,) = shapes.begin(Form()), tokenizer.encode(" ")
     text = tokenizer.decode(chosen(shape, np.eye(tokenizer.size)[space]) for _ in range(100))
     assert text[0] == "{"
     assert len(text[1:]) - len(text[1:].lstrip()) == 32
 
 
-def test_answers_do_not_disturb_each_other(tokenizer: Tokenizer, shapes: Shapes) -> None:
+def test_answers_are_independent(tokenizer: Tokenizer, shapes: Shapes) -> None:
     form, other = Form(json.dumps(CAT)), Form('{"type": "boolean"}')
     alone = random_answer(tokenizer, shapes.begin(form), 1)
     first, second = shapes.begin(form), shapes.begin(other)
@@ -189,7 +187,7 @@ def test_answers_do_not_disturb_each_other(tokenizer: Tokenizer, shapes: Shapes)
     assert random_answer(tokenizer, first, 1) == alone
 
 
-def test_only_the_vocabulary_itself_is_allowed(tmp_path: Path) -> None:
+def test_added_tokens_are_never_allowed(tmp_path: Path) -> None:
     source = CHECKPOINTS / "hf-timm-unfused" / "untied"
     state = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     state["added_tokens"].append({"id": 500, "content": "<tool>", "special": False})
@@ -216,14 +214,14 @@ def test_only_the_vocabulary_itself_is_allowed(tmp_path: Path) -> None:
         ({"type": "string", "pattern": "(?=a)"}, "look-around"),
         ({"type": "integer", "minimum": 3, "maximum": 1}, "minimum"),
         ({"enum": []}, "Unsatisfiable"),
-        ({"$ref": "#"}, "cannot be kept to"),
+        ({"$ref": "#"}, "cannot be enforced"),
         ({"$ref": "https://example.com/cat.json"}, "Resource"),
         ({"$ref": "#/$defs/none"}, "does not exist"),
         ({"type": "string", "maxLength": -1}, "maxLength"),
-        ({"type": "string", "maxLength": 10**30}, "cannot be kept to"),
+        ({"type": "string", "maxLength": 10**30}, "cannot be enforced"),
     ],
 )
-def test_a_schema_that_cannot_be_promised_is_refused(schema: Any, says: str, shapes: Shapes) -> None:
+def test_unenforceable_schema_is_refused(schema: Any, says: str, shapes: Shapes) -> None:
     with pytest.raises(Refused, match=says) as caught:
         shapes.begin(Form(json.dumps(schema)))
     error = caught.value
@@ -232,15 +230,13 @@ def test_a_schema_that_cannot_be_promised_is_refused(schema: Any, says: str, sha
     assert len(str(error)) < 400
 
 
-def test_a_tokenizer_without_an_end_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_without_an_end_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tokenizer, "id_of", lambda *_: None)
     with pytest.raises(CheckpointError, match="no <|im_end|>".replace("|", r"\|")):
         Shapes(tokenizer)
 
 
-def test_without_the_library_it_says_what_to_install(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_llguidance_is_named(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ConfigError, match=r"pip install 'fastvlm-mlx\[serve\]'"):
         Shapes(tokenizer)

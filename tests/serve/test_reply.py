@@ -1,4 +1,4 @@
-"""Answers are OpenAI's, by the types of its own client; stop strings cut as if the text came whole."""
+"""Responses validate against OpenAI's client types. Stop strings cut the text wherever it is split."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ import random
 
 import pytest
 
-from fastvlm_mlx.serve.reply import DONE, Head, Said, Stops, Timings, Usage, models, sse
+from fastvlm_mlx.serve.reply import DONE, Head, Stops, Timings, TokenLogprob, Usage, models, sse
 
 openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 
 USAGE, TIMINGS = Usage(30, 12, 20), Timings(0.5, 0.3, 0.2, 40.0, 16)
-SAID = (
-    Said(" ca", b" ca", -0.25, (Said(" ca", b" ca", -0.25), Said("\ufffd", b"\xf0\x9f", -math.inf))),
-    Said("t", b"t", -0.0),
+LOGPROBS = (
+    TokenLogprob(
+        " ca",
+        b" ca",
+        -0.25,
+        (TokenLogprob(" ca", b" ca", -0.25), TokenLogprob("\ufffd", b"\xf0\x9f", -math.inf)),
+    ),
+    TokenLogprob("t", b"t", -0.0),
 )
 HEAD = Head("chatcmpl-1", "tiny", 1_700_000_000, include_usage=True)
 
 
-def same(found: object) -> object:
-    """As it comes out of the wire."""
+def sent(found: object) -> object:
+    """Encode and decode JSON, as a client receives it."""
     return json.loads(json.dumps(found, allow_nan=False))
 
 
-def test_a_completion_is_openais() -> None:
-    found = HEAD.completion("cat", "stop", USAGE, TIMINGS, SAID)
-    answer = openai.types.chat.ChatCompletion.model_validate(same(found), strict=True)
+def test_completion_validates_as_openais() -> None:
+    found = HEAD.completion("cat", "stop", USAGE, TIMINGS, LOGPROBS)
+    answer = openai.types.chat.ChatCompletion.model_validate(sent(found), strict=True)
     (choice,) = answer.choices
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "cat", "stop")
     assert answer.usage.total_tokens == 42
@@ -49,18 +54,18 @@ def test_a_completion_is_openais() -> None:
     }
 
 
-def test_without_logprobs_there_are_none() -> None:
+def test_logprobs_are_null_by_default() -> None:
     found = HEAD.completion("cat", "length", USAGE, TIMINGS)
-    answer = openai.types.chat.ChatCompletion.model_validate(same(found), strict=True)
+    answer = openai.types.chat.ChatCompletion.model_validate(sent(found), strict=True)
     assert answer.choices[0].logprobs is None
     assert answer.choices[0].finish_reason == "length"
 
 
-def test_a_stream_is_openais() -> None:
-    events = [HEAD.opening(), HEAD.piece("ca", SAID[:1]), HEAD.piece("t\n\ud7ff"), HEAD.closing("stop")]
+def test_chunks_validate_as_openais() -> None:
+    events = [HEAD.opening(), HEAD.piece("ca", LOGPROBS[:1]), HEAD.piece("t\n\ud7ff"), HEAD.closing("stop")]
     chunks = [
-        openai.types.chat.ChatCompletionChunk.model_validate(same(event), strict=True)
-        for event in [*events, HEAD.told(USAGE, TIMINGS)]
+        openai.types.chat.ChatCompletionChunk.model_validate(sent(event), strict=True)
+        for event in [*events, HEAD.usage(USAGE, TIMINGS)]
     ]
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == "cat\n\ud7ff"
@@ -72,9 +77,9 @@ def test_a_stream_is_openais() -> None:
     assert "usage" not in Head("a", "b", 1).piece("c")
 
 
-def test_openais_client_reads_the_stream() -> None:
+def test_openais_client_parses_the_stream() -> None:
     words = ["Ein ", "Kätz", "chen", "\n\nund \u2028 🐕", ""]
-    events = [HEAD.opening(), *map(HEAD.piece, words), HEAD.closing("stop"), HEAD.told(USAGE, TIMINGS)]
+    events = [HEAD.opening(), *map(HEAD.piece, words), HEAD.closing("stop"), HEAD.usage(USAGE, TIMINGS)]
     body = b"".join(map(sse, events)) + DONE
 
     def answer(_: object) -> object:
@@ -92,11 +97,11 @@ def test_openais_client_reads_the_stream() -> None:
     assert chunks[-1].timings["image_tokens"] == 16
 
 
-def test_models_are_listed_as_openai_does() -> None:
+def test_models_validate_as_openais() -> None:
     found = models(["tiny", "fastvlm"], 1_700_000_000, 256, "float32")
     assert found["object"] == "list"
     for name, entry in zip(["tiny", "fastvlm"], found["data"], strict=True):
-        model = openai.types.Model.model_validate(same(entry), strict=True)
+        model = openai.types.Model.model_validate(sent(entry), strict=True)
         assert (model.id, model.image_size, model.dtype) == (name, 256, "float32")
 
 
@@ -110,7 +115,7 @@ def shown(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
 
 
 def cut(stops: tuple[str, ...], text: str) -> tuple[str, bool]:
-    """The plain definition: the shortest beginning with a stop string in it, without the string."""
+    """The definition: the shortest prefix that ends with a stop string, without that string."""
     for end in range(len(text) + 1):
         starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if starts:
@@ -133,14 +138,12 @@ def cut(stops: tuple[str, ...], text: str) -> tuple[str, bool]:
         ((), ["as it", " is"], "as it is"),
     ],
 )
-def test_a_stop_string_ends_the_text_before_it(
-    stops: tuple[str, ...], pieces: list[str], expected: str
-) -> None:
+def test_text_ends_before_the_stop_string(stops: tuple[str, ...], pieces: list[str], expected: str) -> None:
     assert shown(stops, pieces) == cut(stops, "".join(pieces))
     assert shown(stops, pieces)[0] == expected
 
 
-def test_pieces_do_not_matter_and_nothing_is_shown_too_early() -> None:
+def test_stops_are_independent_of_pieces_and_never_send_too_much() -> None:
     random_ = random.Random(0)
     for _ in range(4000):
         letters = "ab🐕"[: random_.randint(1, 3)]
@@ -155,13 +158,13 @@ def test_pieces_do_not_matter_and_nothing_is_shown_too_early() -> None:
             assert expected.startswith(text), (stops, pieces)
 
 
-def test_no_more_is_held_back_than_could_be_a_stop_string() -> None:
+def test_only_a_possible_stop_string_is_held_back() -> None:
     stops = Stops(("abc", "bd"))
     assert [stops.add(piece) for piece in ("xa", "b", "x", "b", "a")] == ["x", "", "abx", "", "b"]
     assert (stops.met, stops.finish(), stops.finish()) == (False, "a", "")
 
 
-def test_after_the_stop_nothing_is_shown() -> None:
+def test_nothing_is_sent_after_the_stop_string() -> None:
     stops = Stops(("b",))
     assert [stops.add(piece) for piece in ("ab", "c")] == ["a", ""]
     assert (stops.met, stops.finish()) == (True, "")

@@ -1,4 +1,4 @@
-"""A browser, a server for it, and a page that must behave whatever a test does with it."""
+"""A browser, a server for it, and a page that must not log errors or contact other hosts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from stand_in import StandIn
 
-if TYPE_CHECKING:  # where there is no playwright, it skips the tests that import it
+if TYPE_CHECKING:  # tests that import this are skipped without playwright
     from live_page import Page, Visit
 
 BROWSERS = (
@@ -20,7 +20,7 @@ BROWSERS = (
     "chromium-browser",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
-INSECURE = "camera.test"  # this machine under a name that browsers do not trust
+INSECURE = "camera.test"  # this machine, under a name that browsers treat as insecure
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -75,7 +75,7 @@ def insecure_origin(stand_in: StandIn) -> str:
 
 @pytest.fixture
 def visit(browser: Any, stand_in: StandIn, origin: str, insecure_origin: str) -> Iterator[Visit]:
-    """Opens the page. Whatever it did: nothing in its console, no request to anywhere else."""
+    """Open the page. Afterwards its console must be empty and all its requests to this server."""
     from live_page import DESK
 
     pages: list[Page] = []
@@ -97,7 +97,7 @@ def visit(browser: Any, stand_in: StandIn, origin: str, insecure_origin: str) ->
     yield visit
     for page in pages:
         page.close()
-    # The browser itself notes what the server was told to refuse.
+    # The browser itself logs the statuses that the stand-in refuses with.
     expected = stand_in.refuses or stand_in.manners.key or stand_in.manners.headers
     assert [line for line in told if not (expected and REFUSED.match(line))] == []
     home = (f"{origin}/", f"{insecure_origin}/", "blob:", "data:")

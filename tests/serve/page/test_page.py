@@ -26,7 +26,7 @@ from live_page import (
 from stand_in import IMAGE_SIZE, StandIn
 
 
-def test_the_camera_is_asked_about(visit: Visit, stand_in: StandIn) -> None:
+def test_camera_frame_is_sent_and_answered(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     expect(page.locator("#model")).to_have_text("fastvlm-tiny · 256 px · float32")
     film(page)
@@ -42,10 +42,10 @@ def test_the_camera_is_asked_about(visit: Visit, stand_in: StandIn) -> None:
     assert body["stream_options"] == {"include_usage": True}
     assert asked.question == page.locator("#prompt").input_value()
     red, green, blue = asked.picture.resize((1, 1)).getpixel((0, 0))
-    assert green > 2 * max(red, blue)  # what Chromium pretends to film
+    assert green > 2 * max(red, blue)  # Chromium's fake camera is green
 
 
-def test_the_whole_picture_is_sent_and_never_enlarged(visit: Visit, stand_in: StandIn) -> None:
+def test_whole_picture_is_sent_and_never_enlarged(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     for size, sent in (((600, 900), (171, IMAGE_SIZE)), ((100, 50), (100, 50)), ((512, 1), (IMAGE_SIZE, 1))):
         show(page, png("red", size))
@@ -65,7 +65,7 @@ def test_transparency_is_sent_over_white(visit: Visit, stand_in: StandIn) -> Non
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
-def test_a_picture_can_be_dropped_and_pasted(visit: Visit, stand_in: StandIn, event: str) -> None:
+def test_picture_can_be_dropped_and_pasted(visit: Visit, stand_in: StandIn, event: str) -> None:
     page = visit()
     hand_over(page, event, png())
     page.wait_for_selector("#still:not([hidden])")
@@ -74,7 +74,7 @@ def test_a_picture_can_be_dropped_and_pasted(visit: Visit, stand_in: StandIn, ev
     assert stand_in.asked[0].picture.size == (200, 100)
 
 
-def test_continuous_mode_asks_again_as_the_camera_moves_and_skips_frames_meanwhile(
+def test_continuous_mode_asks_again_when_the_camera_moves_and_skips_frames_while_answering(
     visit: Visit, stand_in: StandIn
 ) -> None:
     stand_in.manners.pause_s = 0.15
@@ -93,7 +93,7 @@ def test_continuous_mode_asks_again_as_the_camera_moves_and_skips_frames_meanwhi
     expect(page.get_by_role("switch", name="Continuous")).not_to_be_checked()
 
 
-def test_continuous_mode_does_not_ask_again_about_the_same_thing(visit: Visit, stand_in: StandIn) -> None:
+def test_continuous_mode_does_not_repeat_the_same_frame_and_question(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     watch(page)
     is_in_state(page, "Waiting for a picture")
@@ -105,7 +105,7 @@ def test_continuous_mode_does_not_ask_again_about_the_same_thing(visit: Visit, s
     soon(lambda: stand_in.finished == 2)
     is_in_state(page, UNCHANGED)
     was_in_state = notes_states(page)
-    page.locator("#prompt").press_sequentially(" And why?", delay=20)  # not a question for each key
+    page.locator("#prompt").press_sequentially(" And why?", delay=20)  # not one request for each key
     soon(lambda: was_in_state("Waiting for the question"))
     soon(lambda: stand_in.finished == 3)
     assert stand_in.asked[2].question == "Describe the picture in one sentence. And why?"
@@ -114,7 +114,7 @@ def test_continuous_mode_does_not_ask_again_about_the_same_thing(visit: Visit, s
     assert len(stand_in.asked) == 3
 
 
-def test_a_video_is_watched_in_a_loop_and_can_be_paused(visit: Visit, stand_in: StandIn) -> None:
+def test_video_loops_and_can_be_paused(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     moving = clip(page, "pen.fillStyle = i < 8 ? 'red' : 'blue'; pen.fillRect(0, 0, 160, 120);")
     show(page, moving, "clip.webm", "video/webm")
@@ -128,7 +128,7 @@ def test_a_video_is_watched_in_a_loop_and_can_be_paused(visit: Visit, stand_in: 
     expect(page.get_by_role("button", name="Play")).to_be_visible()
 
 
-def test_noise_is_no_change_and_a_small_thing_is(visit: Visit, stand_in: StandIn) -> None:
+def test_noise_is_not_a_change_but_a_small_object_is(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     noise = """
         const image = pen.createImageData(160, 120);
@@ -147,7 +147,7 @@ def test_noise_is_no_change_and_a_small_thing_is(visit: Visit, stand_in: StandIn
     soon(lambda: stand_in.finished >= 3)
 
 
-def test_a_new_question_breaks_off_the_old_one(visit: Visit, stand_in: StandIn) -> None:
+def test_new_question_cancels_the_old_one(visit: Visit, stand_in: StandIn) -> None:
     stand_in.manners.words = ("Well, ", *["hm, "] * 100)
     page = visit()
     show(page, png())
@@ -162,7 +162,7 @@ def test_a_new_question_breaks_off_the_old_one(visit: Visit, stand_in: StandIn) 
 
 
 @pytest.mark.parametrize("way", ["Escape", "button", "leaving", "another picture"])
-def test_an_answer_can_be_stopped(visit: Visit, stand_in: StandIn, way: str) -> None:
+def test_answer_can_be_stopped(visit: Visit, stand_in: StandIn, way: str) -> None:
     stand_in.manners.words = ("Well, ", *["hm, "] * 200)
     page = visit()
     show(page, png())
@@ -184,7 +184,7 @@ def test_an_answer_can_be_stopped(visit: Visit, stand_in: StandIn, way: str) -> 
         expect(page.get_by_role("button", name="Ask")).to_be_visible()
 
 
-def test_another_camera_can_be_chosen_and_one_that_is_pulled_out_is_noticed(
+def test_another_camera_can_be_chosen_and_unplugging_is_noticed(
     visit: Visit,
 ) -> None:
     page = visit(PHONE)
@@ -205,7 +205,7 @@ def test_another_camera_can_be_chosen_and_one_that_is_pulled_out_is_noticed(
     expect(cameras.locator("option:checked")).to_have_text("fake_device_0")
 
 
-def test_a_phones_camera_can_be_turned(visit: Visit) -> None:
+def test_phone_camera_can_be_switched(visit: Visit) -> None:
     page = visit(PHONE, """
         const settings = MediaStreamTrack.prototype.getSettings;
         const film = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);

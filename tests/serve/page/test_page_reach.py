@@ -1,4 +1,4 @@
-"""The live page by keyboard, for a screen reader, on a desk and on a phone, in light and in dark."""
+"""The live page with a keyboard and a screen reader, on desktop and phone, light and dark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from live_page import (
 )
 from stand_in import StandIn
 
-# Of every visible text, by what it is. Texts on the picture are taken as on white, the worst there is.
+# The contrast of every visible text. Text over the picture is measured against white, the worst case.
 CONTRASTS = """() => {
     const numbers = (colour) => {
         const [r, g, b, opacity = 1] = colour.match(/[\\d.]+/g).map(Number);
@@ -62,7 +62,7 @@ SIZES = """() => [...document.querySelectorAll('button, select, textarea, input'
 FIXED = ("#stage", "#form", "#prompt", "#ask", "#film")
 
 
-def test_the_keyboard_does_everything(visit: Visit, stand_in: StandIn) -> None:
+def test_everything_works_by_keyboard(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     page.wait_for_timeout(100)
     order = []
@@ -100,7 +100,7 @@ def test_the_keyboard_does_everything(visit: Visit, stand_in: StandIn) -> None:
     complains(page, "There is no picture yet.")
 
 
-def test_an_answer_is_read_out_once_and_whole(visit: Visit, stand_in: StandIn) -> None:
+def test_answer_is_announced_once_and_whole(visit: Visit, stand_in: StandIn) -> None:
     stand_in.manners.pause_s = 0.1
     page = visit()
     page.evaluate("""() => {

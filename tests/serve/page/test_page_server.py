@@ -1,4 +1,4 @@
-"""The page against the real server: what the model says is what is read on the picture."""
+"""The page with the real server shows the model's answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def origin(server: Server) -> str:
     return server.origin
 
 
-def test_the_answer_is_the_models(visit: Visit, server: Server, vlm: VLM) -> None:
+def test_page_shows_the_models_answer(visit: Visit, server: Server, vlm: VLM) -> None:
     page = visit()
     sent: list[Any] = []
     page.on("request", lambda request: sent.append(request.post_data_json) if request.post_data else None)
@@ -31,16 +31,16 @@ def test_the_answer_is_the_models(visit: Visit, server: Server, vlm: VLM) -> Non
     [shown, question] = asked["messages"][0]["content"]
     picture = base64.b64decode(shown["image_url"]["url"].partition(",")[2])
     answer = vlm.generate(vlm.prompt(question["text"], [picture]), max_tokens=asked["max_tokens"])
-    cut = " …" if answer.reason == "length" else ""  # the page says so
+    cut = " …" if answer.reason == "length" else ""  # the page shows it
     assert page.locator("#text").text_content() == answer.text + cut
 
 
-def test_the_camera_is_watched(visit: Visit, server: Server) -> None:
+def test_continuous_mode_sends_camera_frames(visit: Visit, server: Server) -> None:
     page = visit()
     film(page)
     before = server.engine.features.misses
     watch(page)
-    soon(lambda: server.engine.features.misses >= before + 3, 60)  # frames that differed
+    soon(lambda: server.engine.features.misses >= before + 3, 60)  # only frames that differ
     page.get_by_role("switch", name="Continuous").uncheck()
     page.keyboard.press("Escape")
     soon(server.idle, 60)

@@ -1,4 +1,4 @@
-"""What the live page says when something is in its way."""
+"""Errors that the live page explains."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from live_page import (
 from stand_in import StandIn
 
 
-def test_what_is_no_picture_is_said_to_be_none(visit: Visit, stand_in: StandIn) -> None:
+def test_unreadable_file_is_refused_and_the_old_picture_stays(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     show(page, png())
     page.click("#ask")
     says(page, SENTENCE)
     show(page, b"not at all", "broken.png")
-    complains(page, "broken.png is no picture or video that this browser can read")
-    says(page, SENTENCE)  # what was there is still there
+    complains(page, "broken.png is not a picture or video that this browser can read")
+    says(page, SENTENCE)  # the old answer is still there
     hand_over(page, "drop", None)
     complains(page, "That was a link or text. Drop a file")
 
@@ -52,7 +52,7 @@ def test_refusals_are_explained(visit: Visit, stand_in: StandIn) -> None:
     expect(page.locator("#problem")).to_be_hidden()
 
 
-def test_without_a_question_nothing_is_asked(visit: Visit, stand_in: StandIn) -> None:
+def test_nothing_is_sent_without_a_question(visit: Visit, stand_in: StandIn) -> None:
     stand_in.manners.words = ("Well, ", *["hm, "] * 200)
     page = visit()
     show(page, png())
@@ -67,7 +67,7 @@ def test_without_a_question_nothing_is_asked(visit: Visit, stand_in: StandIn) ->
     assert len(stand_in.asked) == 1
 
 
-def test_a_busy_server_is_given_time_in_continuous_mode(visit: Visit, stand_in: StandIn) -> None:
+def test_continuous_mode_waits_for_a_busy_server(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     was_in_state = notes_states(page)
     stand_in.refuse(429, "busy")
@@ -78,29 +78,27 @@ def test_a_busy_server_is_given_time_in_continuous_mode(visit: Visit, stand_in: 
     assert len(stand_in.asked) == 2
 
 
-def test_an_answer_that_breaks_off_and_a_server_that_is_gone_are_told(
-    visit: Visit, stand_in: StandIn
-) -> None:
+def test_cut_off_answers_and_stopped_servers_are_explained(visit: Visit, stand_in: StandIn) -> None:
     page = visit()
     show(page, png())
     stand_in.manners.breaks_off = True
     page.click("#ask")
-    complains(page, "The answer broke off.")
+    complains(page, "The answer was cut off.")
     says(page, SENTENCE)
     stand_in.go()
     page.click("#ask")
-    complains(page, "This server does not answer. See whether fastvlm-mlx serve is still running")
+    complains(page, "This server does not answer. Check that fastvlm-mlx serve is still running")
     expect(page.locator("#model")).to_have_text("not connected")
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Visit, stand_in: StandIn) -> None:
+def test_key_is_requested_and_kept_for_the_tab(visit: Visit, stand_in: StandIn) -> None:
     stand_in.manners.key = "sesame"
     page = visit()
-    lock = page.get_by_role("dialog", name="This server asks for a key")
+    lock = page.get_by_role("dialog", name="This server needs a key")
     expect(page.get_by_label("Key", exact=True)).to_be_focused()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
-    expect(lock).to_contain_text("The one that was used is refused.")
+    expect(lock).to_contain_text("The server refused the key.")
     page.keyboard.type("sesame")
     page.keyboard.press("Enter")
     expect(lock).to_be_hidden()
@@ -115,10 +113,10 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Visit, stand_in: StandIn
     page.click("#ask")
     expect(lock).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-    complains(page, "This server wants a key. Ask again to give it one.")
+    complains(page, "This server needs a key. Press Ask to enter it.")
 
 
-def test_a_refused_camera_is_explained(visit: Visit, stand_in: StandIn) -> None:
+def test_refused_camera_is_explained(visit: Visit, stand_in: StandIn) -> None:
     stand_in.manners.headers = {"Permissions-Policy": "camera=()"}
     page = visit()
     page.click("#film")
@@ -133,7 +131,7 @@ CAMERA_TROUBLES = {
 }
 
 
-def test_a_camera_that_does_not_start_is_explained(visit: Visit) -> None:
+def test_camera_that_does_not_start_is_explained(visit: Visit) -> None:
     fails = "async () => { throw new DOMException('why not', window.trouble); }"
     page = visit(PHONE, f"navigator.mediaDevices.getUserMedia = {fails};")
     for name, text in CAMERA_TROUBLES.items():
@@ -142,16 +140,16 @@ def test_a_camera_that_does_not_start_is_explained(visit: Visit) -> None:
         complains(page, text)
 
 
-def test_an_address_that_gets_no_camera_is_explained(visit: Visit, insecure_origin: str) -> None:
+def test_insecure_address_without_camera_is_explained(visit: Visit, insecure_origin: str) -> None:
     page = visit(PHONE, at=insecure_origin)
     page.click("#film")
-    complains(page, "Browsers give the camera to https pages and to localhost alone.")
+    complains(page, "Browsers allow the camera only on https pages and on localhost.")
     show(page, png())
     page.click("#ask")
     says(page, SENTENCE)
 
 
-def test_the_page_works_where_storage_is_blocked(visit: Visit, stand_in: StandIn) -> None:
+def test_page_works_without_storage(visit: Visit, stand_in: StandIn) -> None:
     stand_in.manners.key = "sesame"
     page = visit(
         script="""
