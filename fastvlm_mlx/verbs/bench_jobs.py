@@ -344,7 +344,7 @@ def variant_named(name: str) -> ModelConfig:
     from ..bench.variants import VARIANTS
 
     if name not in VARIANTS:
-        raise ConfigError(f"no sizes known for {name!r}; choose one of {', '.join(VARIANTS)}")
+        raise ConfigError(f"no model {name!r} to bench; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 

@@ -275,7 +275,9 @@ def test_interrupted_before_any_run_nothing_is_drawn(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "two models": Refusal(lambda at: ["bench", "-m", MODEL, "--random", "7b"], "two models", "give one"),
+    "two models": Refusal(
+        lambda at: ["bench", "-m", MODEL, "--random", "7b"], "exclude each other", "give one"
+    ),
     "an unknown variant": Refusal(lambda at: ["bench", "--random", "9b"], "'9b'", "choose one of 0.5b"),
     "an odd size": Refusal(lambda at: ["bench", "-m", MODEL, "--sizes", "100"], "100", "choose 64 or 128"),
     "no number": Refusal(lambda at: ["bench", "-m", MODEL, "--sizes", "64;128"], "64;128", "give numbers"),
@@ -306,7 +308,7 @@ REFUSED = {
         lambda at: ["bench", "--against", "llava-onevision", "--sizes", "1024"], "multiples of 384", "leave"
     ),
     "a rival and a roofline": Refusal(
-        lambda at: ["bench", "--against", "fastvit", "--roofline"], "--against", "leave"
+        lambda at: ["bench", "--against", "fastvit", "--roofline"], "--against", "drop"
     ),
     "a batch against a rival": Refusal(
         lambda at: ["bench", "--against", "fastvit", "--batch", 2], "--batch 2", "drop --batch"
@@ -331,7 +333,7 @@ REFUSED = {
         lambda at: ["bench", "--plan", "--ttft", "1s", "--memory", "0GB"], "'0GB'", "such as 4GB"
     ),
     "a plan for one's own model": Refusal(
-        lambda at: ["bench", "--plan", "--ttft", "1s", "-m", MODEL], "--plan", "leave --model"
+        lambda at: ["bench", "--plan", "--ttft", "1s", "-m", MODEL], "--plan", "drop --model"
     ),
 }
 
