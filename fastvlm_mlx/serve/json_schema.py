@@ -1,10 +1,10 @@
 """Constrained decoding: the tokens that keep an answer JSON, or JSON of a schema. Uses llguidance.
 
-shapes = Shapes(tokenizer)      once for a model
-shape = shapes.begin(form)      once for an answer
-shape.allowed()                 (vocabulary,) of bool; then
-shape.said(id)                  the chosen token; `<|im_end|>` ends the answer
-shape.done                      whether only `<|im_end|>` may follow
+compiler = SchemaCompiler(tokenizer)    once for a model
+constraint = compiler.begin(form)       once for an answer
+constraint.allowed()                    (vocabulary,) of bool; then
+constraint.advance(id)                  the chosen token; `<|im_end|>` ends the answer
+constraint.done                         whether only `<|im_end|>` may follow
 """
 
 from __future__ import annotations

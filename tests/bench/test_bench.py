@@ -62,7 +62,7 @@ def test_parts_are_what_each_took_and_add_up_to_the_whole(
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     for owner, name, seconds in (
         (image, "open_image", 1.0),
-        (measuring.image, "pieces", 2.0),
+        (measuring.image, "preprocess_all", 2.0),
         (vlm, "prompt", 4.0),
         (vlm.model, "vision", 8.0),
         (vlm.model, "projector", 16.0),

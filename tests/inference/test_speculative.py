@@ -49,7 +49,7 @@ class Told:
 
 
 def answered(vlm: VLM, prompt: Prompt, guesser: Drafter, most: int = 24, stop: Sequence[int] = ()) -> Answer:
-    options: dict[str, Any] = {"stop_ids": stop, "context": 1000, "max_tokens": most, "guesser": guesser}
+    options: dict[str, Any] = {"stop_ids": stop, "context": 1000, "max_tokens": most, "drafter": guesser}
     return generate.collect(generate.stream(vlm.model, vlm.tokenizer, prompt, **options))
 
 

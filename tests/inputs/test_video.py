@@ -56,7 +56,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             times.append(self._time_s(frame))
             yield frame
 
-    monkeypatch.setattr(VideoReader, "_decode", spied)
+    monkeypatch.setattr(VideoReader, "_decoded", spied)
     return times
 
 

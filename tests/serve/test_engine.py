@@ -175,7 +175,7 @@ def test_each_answer_has_its_own_sampling_and_length(vlm: VLM, engine: Engine) -
 
 def test_logprobs_equal_those_of_the_logits(vlm: VLM, engine: Engine) -> None:
     prompt = vlm.prompt("Hello")
-    tokens = [event for event in ask(engine, prompt, 4, likeliest=3) if isinstance(event, Token)]
+    tokens = [event for event in ask(engine, prompt, 4, top_logprobs=3) if isinstance(event, Token)]
     plain = ask(engine, prompt, 4).ids()
     assert tuple(token.id for token in tokens) == plain
     from fastvlm_mlx.inputs.prompt import Text
@@ -198,7 +198,7 @@ class Only:
         found: npt.NDArray[np.bool_] = np.arange(self._vocabulary) == self._ids[0]
         return found
 
-    def said(self, token: int) -> None:
+    def advance(self, token: int) -> None:
         assert token == self._ids.pop(0)
 
 
@@ -206,7 +206,7 @@ def test_form_restricts_only_its_own_answer(vlm: VLM, engine: Engine) -> None:
     wanted = [5, 9, 300, 7, 5]
     stop = min(vlm.config.eos_token_ids)
     free = [ask(engine, vlm.prompt("Hello"), 4 + n) for n in range(3)]
-    formed = ask(engine, vlm.prompt("Hello"), 20, form=Only(vlm.tokenizer.size, [*wanted, stop]))
+    formed = ask(engine, vlm.prompt("Hello"), 20, constraint=Only(vlm.tokenizer.size, [*wanted, stop]))
     assert formed.ids() == tuple(wanted)
     expected = vlm.generate("Hello", max_tokens=6).ids
     assert [received.ids() for received in free] == [expected[: 4 + n] for n in range(3)]
@@ -215,8 +215,8 @@ def test_form_restricts_only_its_own_answer(vlm: VLM, engine: Engine) -> None:
 class Failing(Only):
     """A form that fails after some tokens."""
 
-    def said(self, token: int) -> None:
-        super().said(token)
+    def advance(self, token: int) -> None:
+        super().advance(token)
         if len(self._ids) == 1:
             raise PromptError("the schema has grown too large")
 
@@ -224,7 +224,7 @@ class Failing(Only):
 def test_failing_form_fails_alone(vlm: VLM, engine: Engine) -> None:
     expected = vlm.generate("Hello", max_tokens=30).ids
     well = [ask(engine, vlm.prompt("Hello"), 30) for _ in range(3)]
-    failing = ask(engine, vlm.prompt("Hello"), 30, form=Failing(vlm.tokenizer.size, [5, 9, 7]))
+    failing = ask(engine, vlm.prompt("Hello"), 30, constraint=Failing(vlm.tokenizer.size, [5, 9, 7]))
     *_, last = failing
     assert isinstance(last, Failed)
     assert [received.ids() for received in well] == [expected] * 3
@@ -364,8 +364,10 @@ def test_logprobs_never_sort_the_whole_vocabulary(
     sizes: list[int] = []
     original = mx.argsort
     monkeypatch.setattr(mx, "argsort", lambda x, **how: (sizes.append(x.size), original(x, **how))[1])
-    none = [event for event in ask(engine, vlm.prompt("Hello"), 4, likeliest=0) if isinstance(event, Token)]
+    none = [
+        event for event in ask(engine, vlm.prompt("Hello"), 4, top_logprobs=0) if isinstance(event, Token)
+    ]
     assert all(event.logprob is not None and event.top_logprobs == () for event in none)
     assert sizes == []
-    ask(engine, vlm.prompt("Hello"), 4, likeliest=3).ids()
+    ask(engine, vlm.prompt("Hello"), 4, top_logprobs=3).ids()
     assert set(sizes) == {3}

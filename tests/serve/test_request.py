@@ -74,7 +74,7 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "top_logprobs": ({"logprobs": True, "top_logprobs": 20}, {"top_logprobs": 20}),
     "no logprobs": ({"logprobs": False, "top_logprobs": 0}, {}),
     "text": ({"response_format": {"type": "text"}}, {}),
-    "any object": ({"response_format": {"type": "json_object"}}, {"form": ResponseFormat()}),
+    "any object": ({"response_format": {"type": "json_object"}}, {"response_format": ResponseFormat()}),
     "a schema": (
         {
             "response_format": {
@@ -82,7 +82,7 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 "json_schema": {"name": "cat", "strict": True, "schema": {"b": 1, "a": "é"}},
             }
         },
-        {"form": ResponseFormat('{"b": 1, "a": "é"}', "cat", True)},
+        {"response_format": ResponseFormat('{"b": 1, "a": "é"}', "cat", True)},
     ),
     "image_size": ({"image_size": 512}, {"image_size": 512}),
     "nulls": (
