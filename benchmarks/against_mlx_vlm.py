@@ -20,7 +20,7 @@ import peers
 from mlx.utils import tree_map
 
 from fastvlm_mlx.config import TextConfig, VisionConfig
-from fastvlm_mlx.kernels import begun
+from fastvlm_mlx.kernels import run_parallel
 from fastvlm_mlx.models.qwen2 import Qwen2
 from fastvlm_mlx.models.vision import FastViTHD
 
@@ -57,7 +57,7 @@ def encoders(sizes: Sequence[int], rounds: int) -> None:
     theirs = randomized(module.VisionModel(config.VisionConfig()))
     for size in sizes:
         pixels = mx.random.uniform(shape=(1, size, size, 3))
-        encode = partial(begun, ours, pixels)  # as answers do
+        encode = partial(run_parallel, ours, pixels)  # as answers do
         row(f"encode {size} px", *alternate(encode, partial(features, theirs, pixels), rounds))
 
 

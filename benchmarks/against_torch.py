@@ -18,7 +18,7 @@ import torch
 from against_mlx_vlm import alternate, randomized
 
 from fastvlm_mlx.config import VisionConfig
-from fastvlm_mlx.kernels import begun
+from fastvlm_mlx.kernels import run_parallel
 from fastvlm_mlx.models.vision import FastViTHD
 
 PEERS = ("torch", "timm")
@@ -37,7 +37,7 @@ def towers(sizes: Sequence[int], rounds: int) -> None:
                 theirs.forward_features(pixels)
             return mx.zeros(())
 
-        encode = partial(begun, ours, mx.random.uniform(shape=(1, size, size, 3)))
+        encode = partial(run_parallel, ours, mx.random.uniform(shape=(1, size, size, 3)))
         our, their = alternate(encode, features, rounds)
         each = our / size**2 * 1e6
         print(f"| {size} px | {our:.3f} | {their:.3f} | {our / their:.2f}× | {each:.2f} |", flush=True)

@@ -32,7 +32,7 @@ def main(count: int = 8, length: int = 300) -> None:
     for name, batches in (("together", [prompts]), ("alone", [[prompt] for prompt in prompts])):
         prefill_s = decode_s = 0.0
         for batch in batches:
-            answer, *_ = generate.answers(
+            answer, *_ = generate.answer_batch(
                 model, tokenizer, batch, stop_ids=(), context=32_768, max_tokens=TOKENS
             )
             prefill_s, decode_s = prefill_s + answer.prefill_s, decode_s + answer.decode_s

@@ -17,8 +17,8 @@ import mlx.core as mx
 from against_mlx_vlm import randomized
 
 from fastvlm_mlx.config import VisionConfig
-from fastvlm_mlx.kernels import begun
-from fastvlm_mlx.models.vision import Attention, FastViTHD
+from fastvlm_mlx.kernels import run_parallel
+from fastvlm_mlx.models.vision import FastViTHD, TowerAttention
 
 HEADS = ("picture", "encode, s", "s a megapixel", "of it attention", "the rest", "the rest against the first")
 
@@ -31,7 +31,7 @@ def main() -> None:
     config = VisionConfig()
     tower = randomized(FastViTHD(config))
     attending = {
-        index: randomized(Attention(config.dims[index], config.head_dim))
+        index: randomized(TowerAttention(config.dims[index], config.head_dim))
         for index in range(config.attention_from, len(config.dims))
     }
     times: dict[int, list[tuple[float, float]]] = {size: [] for size in asked.sizes}
@@ -56,7 +56,7 @@ def main() -> None:
         print(f"| {size} px | {whole * size**2 / 1e6:.3f} | {' | '.join(told)}× |")
 
 
-def attend(layer: Attention, x: mx.array) -> mx.array:
+def attend(layer: TowerAttention, x: mx.array) -> mx.array:
     return layer(x)[0]
 
 
@@ -64,7 +64,7 @@ def timed(layer: Callable[[mx.array], mx.array], shape: tuple[int, ...]) -> floa
     x = mx.random.uniform(shape=shape)
     mx.eval(x)
     start = time.perf_counter()
-    mx.eval(begun(layer, x))
+    mx.eval(run_parallel(layer, x))
     return time.perf_counter() - start
 
 

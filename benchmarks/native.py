@@ -45,7 +45,7 @@ def measured(vlm: VLM, data: datasets.DataSet, size: int, mode: str) -> reports.
     settings = settings_of(vlm, "", data, "exact", max_tokens=96, options=ImageOptions(size, mode))
     with Predictions(None, settings) as predictions:
         ask(vlm, data, settings, predictions, batch=32)
-        return reports.summed_up(settings, data.rows, predictions.said)
+        return reports.summarize(settings, data.rows, predictions.said)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         widened(plain, wide)
         found = {}
         for name, size, mode in WAYS:
-            data = datasets.located(datasets.read((plain if size == SIDE else wide) / "data.jsonl"))
+            data = datasets.locate_pictures(datasets.read((plain if size == SIDE else wide) / "data.jsonl"))
             found[name] = measured(vlm, data, size, mode)
     print(f"{this_machine().words}; {options.model}, {options.scenes} scenes\n")
     print(f"| | questions | {' | '.join(found)} |\n|---|--:|{'--:|' * len(found)}")

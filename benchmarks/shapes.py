@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_mlx.inputs.tokenizer import Tokenizer
-from fastvlm_mlx.serve.json_schema import END, Shapes
-from fastvlm_mlx.serve.request import Form
+from fastvlm_mlx.serve.json_schema import END, SchemaCompiler
+from fastvlm_mlx.serve.request import ResponseFormat
 
 SMALL = Path(__file__).parent.parent / "tests/golden/checkpoints/hf-timm-unfused/untied/tokenizer.json"
 SCHEMA = {
@@ -31,7 +31,7 @@ SCHEMA = {
     "required": ["name", "age", "colours"],
     "additionalProperties": False,
 }
-FORMS = {"any object": Form(), "a schema": Form(json.dumps(SCHEMA))}
+FORMS = {"any object": ResponseFormat(), "a schema": ResponseFormat(json.dumps(SCHEMA))}
 TOKENS = 300
 
 
@@ -61,7 +61,7 @@ def tokenizer_of(size: int) -> Tokenizer:
 def main(size: int = 151_643) -> None:
     tokenizer = tokenizer_of(size)
     began, worked = time.perf_counter(), time.process_time()
-    shapes = Shapes(tokenizer)
+    shapes = SchemaCompiler(tokenizer)
     took = f"{time.perf_counter() - began:.1f} s ({time.process_time() - worked:.1f} s of CPU)"
     print(f"{tokenizer.size} ids; once for a model {took}", flush=True)
     end, logits = tokenizer.id_of(END), np.random.default_rng(0)
@@ -76,7 +76,7 @@ def main(size: int = 151_643) -> None:
                 allowed = shape.allowed()
                 asked.append(time.perf_counter() - began)
                 token_id = int(logits.choice(np.flatnonzero(allowed)))
-                shape.said(token_id)
+                shape.advance(token_id)
                 if token_id == end:
                     break
         times = f"median {1000 * statistics.median(asked):.2f}, largest {1000 * max(asked):.1f} ms"

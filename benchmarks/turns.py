@@ -48,7 +48,7 @@ def told(what: str, events: Iterator[Event]) -> tuple[float, list[int]]:
         if isinstance(event, Prefilled):
             now = f"{event.image_tokens} picture and {event.text_tokens} text positions"
             known = (
-                f"{event.reused_tokens} known; vision {event.vision_s:.2f} s, prefill {event.prefill_s:.2f} s"
+                f"{event.cached_tokens} known; vision {event.vision_s:.2f} s, prefill {event.prefill_s:.2f} s"
             )
         elif isinstance(event, Token):
             first_s = first_s or time.perf_counter() - began

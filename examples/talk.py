@@ -12,7 +12,7 @@ session = fastvlm_mlx.Session(fastvlm_mlx.load(model), system="Answer in one sen
 first = session.generate("What is in the picture?", [picture], max_tokens=24)
 second = session.generate("Which colors are there?", max_tokens=24)
 for answer in (first, second):
-    print(f"{answer.text}  [{answer.vision_s + answer.prefill_s:.2f} s, {answer.reused_tokens} cached]")
+    print(f"{answer.text}  [{answer.vision_s + answer.prefill_s:.2f} s, {answer.cached_tokens} cached]")
 session.save(file)
 
 other = session.fork()

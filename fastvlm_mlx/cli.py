@@ -103,7 +103,7 @@ def main() -> NoReturn:
 
 
 def _failed(text: str, status: int) -> int:
-    output.say(f"fastvlm-mlx: {' '.join(text.splitlines())}" if text else "")
+    output.status(f"fastvlm-mlx: {' '.join(text.splitlines())}" if text else "")
     return status
 
 

@@ -17,15 +17,15 @@ import numpy.typing as npt
 from .config import GROUP_SIZES, IMAGE_MARK, STRIDE, ImageConfig, ModelConfig, Quantization
 from .errors import ConfigError, ImageError, PromptError
 from .inference import generate, thread_exit
-from .inference.decoding import Event, Guesser
+from .inference.decoding import Drafter, Event
 from .inference.generate import Answer
 from .inference.sampling import Sampling
-from .inference.speculative import Both, Draft, Repetitions
+from .inference.speculative import CombinedDrafter, ModelDrafter, NgramDrafter
 from .inputs import image
 from .inputs.prompt import Clip, Picture, Prompt, assemble, marked, positions, render
 from .inputs.tiling import ImageOptions
 from .inputs.tokenizer import Tokenizer
-from .inputs.video import Advance, Video, is_video, opened
+from .inputs.video import Advance, Video, is_video, open_video
 from .models import coreml_tower, lora
 from .models.fastvlm import FastVLM
 from .models.kv_cache import packing
@@ -144,11 +144,11 @@ class VLM:
 
     def vision(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, H/64, W/64, features)"""
-        return self._evaluated(lambda: self.model.vision(_checked(pixels)))
+        return self._evaluated(lambda: self.model.vision(_check_pixels(pixels)))
 
     def encode_image(self, pixels: Pixels) -> mx.array:
         """(B, H, W, 3) in [0, 1] -> (B, tokens, d), as the language model sees them"""
-        return self._evaluated(lambda: self.model.encode_image(_checked(pixels)))
+        return self._evaluated(lambda: self.model.encode_image(_check_pixels(pixels)))
 
     def _evaluated(self, compute: Callable[[], mx.array]) -> mx.array:
         """An array that any thread may use."""
@@ -217,11 +217,11 @@ class VLM:
         options = self._filled(options)
         times: list[float] = []
         frames: list[tuple[Picture, ...]] = []
-        with opened(video, progress) as reel:
+        with open_video(video, progress) as reel:
             most = self.config.text.context // options.positions(*reel.sides) + 1
             for frame in reel.frames(reel.times(most)):
                 times.append(frame.time_s)
-                frames.append(_pictures(frame.picture, options))
+                frames.append(_to_pictures(frame.picture, options))
             return Clip(tuple(times), tuple(frames), reel.damaged)
 
     def picture(self, source: Image, options: ImageOptions = _DEFAULT) -> Picture:
@@ -235,7 +235,7 @@ class VLM:
 
     def pictures(self, source: Image, options: ImageOptions = _DEFAULT) -> tuple[Picture, ...]:
         """The pieces of one picture in any mode: with tiles, the overview and every tile."""
-        parts = _pictures(source, self._filled(options))
+        parts = _to_pictures(source, self._filled(options))
         context = self.config.text.context
         if parts is not source and len(parts) > 1 and (asked := positions(parts)) > context:
             raise PromptError(
@@ -277,7 +277,7 @@ class VLM:
             self.model,
             self.tokenizer,
             asked,
-            guesser=self._guesser(asked, draft, repetitions),
+            drafter=self._drafter(asked, draft, repetitions),
             stop_ids=self.config.eos_token_ids,
             context=self.config.text.context,
             max_tokens=max_tokens,
@@ -286,8 +286,8 @@ class VLM:
         )
         return self.turns.each(events)
 
-    def _guesser(self, prompt: Prompt, draft: VLM | None, repetitions: bool) -> Guesser | None:
-        repeated = Repetitions(prompt) if repetitions else None
+    def _drafter(self, prompt: Prompt, draft: VLM | None, repetitions: bool) -> Drafter | None:
+        repeated = NgramDrafter(prompt) if repetitions else None
         if draft is None:
             return repeated
         if self.low_memory:
@@ -299,8 +299,8 @@ class VLM:
                 f"the draft model has {draft.tokenizer.size} tokens and this one {self.tokenizer.size}; "
                 "take a smaller model of the same family"
             )
-        drafted = Draft(draft.model, prompt, self.tokenizer.size, self.config.eos_token_ids)
-        return drafted if repeated is None else Both(repeated, drafted)
+        drafted = ModelDrafter(draft.model, prompt, self.tokenizer.size, self.config.eos_token_ids)
+        return drafted if repeated is None else CombinedDrafter(repeated, drafted)
 
     def generate(
         self,
@@ -341,7 +341,7 @@ class VLM:
         coming = iter(prompts)
         while held := list(islice(coming, batch)):
             with self.turns.mine():
-                answers = generate.answers(
+                answers = generate.answer_batch(
                     self.model,
                     self.tokenizer,
                     [self.prompt(prompt) if isinstance(prompt, str) else prompt for prompt in held],
@@ -353,7 +353,7 @@ class VLM:
             yield from answers
 
 
-def _pictures(source: Image, options: ImageOptions) -> tuple[Picture, ...]:
+def _to_pictures(source: Image, options: ImageOptions) -> tuple[Picture, ...]:
     if isinstance(source, Picture):
         return (source,)
     if isinstance(source, tuple):
@@ -363,14 +363,14 @@ def _pictures(source: Image, options: ImageOptions) -> tuple[Picture, ...]:
     if isinstance(source, mx.array) and source.dtype == mx.uint8:
         source = np.array(source)
     if isinstance(source, mx.array) or (isinstance(source, np.ndarray) and source.dtype.kind == "f"):
-        pixels = _checked(source)
+        pixels = _check_pixels(source)
         if pixels.shape[0] != 1:
             raise ImageError(f"{pixels.shape[0]} pictures in one array; give each one by itself")
         return (Picture(pixels),)
-    return tuple(Picture(_checked(piece)) for piece in image.pieces(source, options))
+    return tuple(Picture(_check_pixels(piece)) for piece in image.preprocess_all(source, options))
 
 
-def _checked(given: Pixels) -> mx.array:
+def _check_pixels(given: Pixels) -> mx.array:
     """Floats (H, W, 3) or (B, H, W, 3), sides multiples of 64, as a batch that any thread may use."""
     pixels = mx.array(given[None] if given.ndim == 3 else given)
     mx.eval(pixels)

@@ -19,13 +19,13 @@ Found = Mapping[str, npt.NDArray[np.float32]]
 
 
 def load(name: str, directory: str | Path, group: mx.distributed.Group | None = None) -> fastvlm_mlx.VLM:
-    kept = checkpoint.dequantized
+    kept = checkpoint.dequantize
     if name.startswith(PACKED):
-        checkpoint.dequantized = lambda config, weights: (config, weights)
+        checkpoint.dequantize = lambda config, weights: (config, weights)
     try:
         return fastvlm_mlx.load(directory, "float32", group=group)
     finally:
-        checkpoint.dequantized = kept
+        checkpoint.dequantize = kept
 
 
 def found(name: str, vlm: fastvlm_mlx.VLM) -> dict[str, npt.NDArray[np.float32]]:

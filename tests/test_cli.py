@@ -57,7 +57,7 @@ def address() -> Iterator[str]:
 
     handler = functools.partial(Silent, directory=str(IMAGES))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -125,7 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     session.save(there / "cats.session")
     width, path = vlm.config.text.hidden_size, "language.layers.0.attention.out"
     pair = {f"{path}.lora_a": mx.zeros((width, 8)), f"{path}.lora_b": mx.zeros((8, width))}
-    lora.write(there / "runs" / "mine" / "adapter", lora.Adapter("tiny", lora.Settings(), pair))
+    lora.write(there / "runs" / "mine" / "adapter", lora.Adapter("tiny", lora.LoRASettings(), pair))
     return there
 
 

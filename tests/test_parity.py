@@ -204,7 +204,7 @@ def test_features_equal_the_reference_whatever_is_chosen(
         return there[min(place, len(there) - 1)]
 
     for module in (kernels, activation):
-        monkeypatch.setattr(module, "chosen", chosen)
+        monkeypatch.setattr(module, "choose", chosen)
     vlm = fastvlm_mlx.load(directory_of("apple-fused"), dtype="float32")
     for picture in "ABC":
         features = vlm.vision(pixels[picture]).flatten(1, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastvlm_mlx
-from fastvlm_mlx.inputs.image import fetch
+from fastvlm_mlx.inputs.image import open_source
 from fastvlm_mlx.inputs.prompt import positions
 
 PICTURE = "http://images.cocodataset.org/val2017/000000039769.jpg"
@@ -23,7 +23,7 @@ LAST_LOGITS = {
 @pytest.mark.parametrize("size", LAST_LOGITS)
 def test_last_logits_are_the_published_ones(size: str) -> None:
     vlm = fastvlm_mlx.load(f"KamilaMila/FastVLM-{size}")
-    picture = fetch(PICTURE)
+    picture = open_source(PICTURE)
     prompt = vlm.prompt(
         "What are these?", [picture], options=fastvlm_mlx.ImageOptions(mode="crop", reference=True)
     )

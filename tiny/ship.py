@@ -99,8 +99,8 @@ def measure(name: str, vlm: VLM, data: datasets.DataSet, kept: Path) -> Measured
     blind = name == BLIND
     settings = settings_of(vlm, name, data, "exact", max_tokens=96, blind=blind)
     with Predictions(kept / f"{filed(name)}.jsonl", settings) as predictions:
-        ask(vlm, datasets.blinded(data) if blind else data, settings, predictions, batch=32)
-        report = reports.summed_up(settings, data.rows, predictions.said)
+        ask(vlm, datasets.shuffle_pictures(data) if blind else data, settings, predictions, batch=32)
+        report = reports.summarize(settings, data.rows, predictions.said)
         print(reports.as_text(report), flush=True)
         return Measured(report, dict(predictions.said))
 
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (work / "elsewhere").exists():
             elsewhere.write(work / "elsewhere", elsewhere.COUNT, elsewhere.SEED)
         data, other = (
-            datasets.located(datasets.read(work / name / "data.jsonl", None))
+            datasets.locate_pictures(datasets.read(work / name / "data.jsonl", None))
             for name in ("held-out", "elsewhere")
         )
         found = {

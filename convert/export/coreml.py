@@ -89,7 +89,7 @@ class Tower:
 
 def tower_of(source: Path, tokenizer: Tokenizer) -> Tower:
     layout, config, weights = read(source, tokenizer)
-    config, dense = checkpoint.dequantized(config, weights)
+    config, dense = checkpoint.dequantize(config, weights)
     return Tower(layout, config, {n: array for n, array in dense.items() if not n.startswith("language.")})
 
 

@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..inputs.tiling import named
+from ..inputs.tiling import grid_name
 from .measure import Case, picture
 
 
 def cold_start(model: str, case: Case, dtype: str | None, revision: str | None) -> float:
     options = ["-m", model, "-n", "1", "--image-size", str(case.size), "--json"]
     options += ["--image-mode", case.image_mode] if case.image_mode else []
-    options += ["--grid", named(case.grid)] if case.grid else []
+    options += ["--grid", grid_name(case.grid)] if case.grid else []
     options += ["--max-tiles", str(case.max_tiles)] if case.max_tiles else []
     options += ["--dtype", dtype] if dtype else []
     options += ["--revision", revision] if revision else []

@@ -33,7 +33,7 @@ class Tried:
 
 def problems(config: VisionConfig, size: int, dtype: mx.Dtype) -> list[Problem]:
     """What the tower's layers ask for at this picture size, where there is a choice; nothing is computed."""
-    with choice.watched() as seen:
+    with choice.watch() as seen:
         FastViTHD(config)(mx.zeros((1, size, size, 3)))
     return [problem for problem in seen.values() if len(able(problem, device(), dtype)) > 1]
 

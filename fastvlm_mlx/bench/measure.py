@@ -77,13 +77,13 @@ def measure(vlm: VLM, picture: bytes, case: Case, tokens: int) -> Run:
     opened = [image.open_image(picture) for _ in range(case.batch)]
     read = time.perf_counter()
     options = case.options(vlm.config.image.mode)
-    pixels = [image.pieces(one, options) for one in opened]
+    pixels = [image.preprocess_all(one, options) for one in opened]
     prepared = time.perf_counter()
     prompts = [_prompt(vlm, one, case.asks) for one in pixels]
     asked = time.perf_counter()
     seen: tuple[Prefilled, float] | None = None
     first: float | None = None
-    told = generate.streams(
+    told = generate.stream_batch(
         vlm.model,
         vlm.tokenizer,
         prompts,

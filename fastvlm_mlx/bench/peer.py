@@ -69,7 +69,7 @@ def agreement(ours: VLM, theirs: Peer, size: int) -> Agreement:
 
 
 def answer(vlm: VLM, prompt: Prompt) -> tuple[int, ...]:
-    [told] = generate.answers(
+    [told] = generate.answer_batch(
         vlm.model, vlm.tokenizer, [prompt], stop_ids=(), context=vlm.config.text.context, max_tokens=ANSWER
     )
     return told.ids

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ConfigError, ImageError
-from ..inputs.dataset import found
-from ..inputs.image import Fetched
+from ..inputs.dataset import require_picture
+from ..inputs.image import SourceBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +58,21 @@ class Item:
         return f"{self.place.path} {self.place.group}" if isinstance(self.place, Cell) else self.key
 
 
-def opened(item: Item) -> Path | Fetched:
+def opened(item: Item) -> Path | SourceBytes:
     """The item's source for `image.preprocess`."""
     match item.place:
         case Path() as path:
-            return found(path) or path
+            return require_picture(path) or path
         case Span(path, start, length):
             data = _bytes(path, start, length)
         case Cell(path, column, group, row, file):
             cell = _column(path, column, group)[row]
             if cell is None and file is not None:
-                return found(file) or file
+                return require_picture(file) or file
             data = cell or b""
         case Wrong(reason):
             raise ImageError(reason)
-    fetched = Fetched(data)
+    fetched = SourceBytes(data)
     fetched.origin = item.key
     return fetched
 

@@ -33,7 +33,7 @@ Records = dict[str, dict[str, Any]]  # by key
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CaptionSettings:
     """What decides the captions. Nothing of when and where."""
 
     dtype: str
@@ -155,7 +155,7 @@ def announced(folder: Path) -> int | None:
 
 
 @contextmanager
-def opened(out: Path, settings: Settings, launch: int, overwrite: bool) -> Iterator[Ledger]:
+def opened(out: Path, settings: CaptionSettings, launch: int, overwrite: bool) -> Iterator[Ledger]:
     """Begin, or go on with what was begun alike."""
     folder = folder_of(out)
     with _said_of(folder):
@@ -211,7 +211,7 @@ def _begun(file: FileIO) -> dict[str, Any] | None:
     begun = journal.parsed(content)
     match begun:
         case {"format": str(form), "launch": int(), "parts": int(parts), "settings": dict(settings)}:
-            if form == FORMAT and parts > 0 and settings.keys() == set(Settings.__slots__):
+            if form == FORMAT and parts > 0 and settings.keys() == set(CaptionSettings.__slots__):
                 return begun
     raise DataError(
         f"{file.name!s}: was not written by this version; choose another --out, or remove its folder"

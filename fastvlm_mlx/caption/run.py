@@ -21,7 +21,7 @@ from ..inputs.prompt import Picture, Prompt, positions
 from ..vlm import VLM
 from . import wording
 from .items import Item, fields, opened
-from .ledger import Ledger, Part, Records, Settings
+from .ledger import CaptionSettings, Ledger, Part, Records
 
 POLL_S = 1.0  # between checks of parts that other processes hold
 BUCKETS = 4  # batches sorted together by prompt length if prompts differ
@@ -51,7 +51,7 @@ class Work:
     def __init__(
         self,
         vlm: VLM,
-        settings: Settings,
+        settings: CaptionSettings,
         asking: Asking,
         ledger: Ledger,
         progress: Callable[[int, int], None],
@@ -89,7 +89,7 @@ class Work:
         busy: list[int] = []
         pending: deque[Task] = deque()
         tasks = self._bucketed(self._claimed(numbers, busy))
-        prepared = prefetch.mapped(self._prepared, tasks, self._asking.batch)
+        prepared = prefetch.map_ahead(self._prepared, tasks, self._asking.batch)
         how = self._settings
         sampling = Sampling(
             how.temperature, how.top_p, how.top_k, how.min_p, how.repetition_penalty, how.seed

@@ -14,14 +14,14 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import journal
-from ..inputs.dataset import PICTURE, at_line
+from ..inputs.dataset import PICTURE, line_error
 from .items import Cell, Place, Wrong, parquet
 
 COLUMNS = ("file_name", "path", "file", "filename", "filepath", *PICTURE)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     number: int  # from 1; the line in JSONL
     name: str  # the picture's path as the table gives it
     place: Place
@@ -37,7 +37,7 @@ class Reading:
     wanted: frozenset[str]  # other columns that a template needs
 
 
-def rows(path: Path, how: Reading) -> Iterator[Row]:
+def rows(path: Path, how: Reading) -> Iterator[TableRow]:
     try:
         yield from READERS[path.suffix.lower()](path, how)
     except UnicodeDecodeError as error:
@@ -46,26 +46,26 @@ def rows(path: Path, how: Reading) -> Iterator[Row]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
 
 
-def _jsonl(path: Path, how: Reading) -> Iterator[Row]:
+def _jsonl(path: Path, how: Reading) -> Iterator[TableRow]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             raw = journal.parsed(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
             if raw is None:
-                yield Row(number, "", Wrong("the line is not a JSON object"), {})
+                yield TableRow(number, "", Wrong("the line is not a JSON object"), {})
                 continue
             names = COLUMNS if how.column is None else (how.column,)
             name = next((name for name in names if name in raw), None)
             if name is None:
                 has = ", ".join(map(repr, list(raw)[:12])) or "nothing"
-                yield Row(number, "", Wrong(f"no field {' or '.join(names)}, only {has}"), {})
+                yield TableRow(number, "", Wrong(f"no field {' or '.join(names)}, only {has}"), {})
                 continue
             yield _row(number, raw[name], path, how, raw)
 
 
-def _separated(separator: str) -> Callable[[Path, Reading], Iterator[Row]]:
-    def read(path: Path, how: Reading) -> Iterator[Row]:
+def _separated(separator: str) -> Callable[[Path, Reading], Iterator[TableRow]]:
+    def read(path: Path, how: Reading) -> Iterator[TableRow]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=separator)
             try:
@@ -73,12 +73,12 @@ def _separated(separator: str) -> Callable[[Path, Reading], Iterator[Row]]:
                 for number, raw in enumerate(reader, 1):
                     yield _row(number, raw[column], path, how, raw)
             except csv.Error as error:
-                raise at_line(path, reader.line_num, f"{error}; fix or remove the line") from None
+                raise line_error(path, reader.line_num, f"{error}; fix or remove the line") from None
 
     return read
 
 
-def _parquet(path: Path, how: Reading) -> Iterator[Row]:
+def _parquet(path: Path, how: Reading) -> Iterator[TableRow]:
     open_file = parquet().ParquetFile
     import pyarrow
 
@@ -106,7 +106,7 @@ def _parquet(path: Path, how: Reading) -> Iterator[Row]:
                 name = (value or {}).get("path") if pairs else None
                 meant = _folder(path, how) / name if name and "\0" not in name else None
                 cell = Cell(path, f"{column}.bytes" if pairs else column, group, row, meant)
-                yield Row(number, name or "", cell, _wanted(raw, how))
+                yield TableRow(number, name or "", cell, _wanted(raw, how))
             before += count
     except (pyarrow.ArrowException, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -123,13 +123,13 @@ def _chosen(path: Path, how: Reading, names: Sequence[str]) -> str:
     return column
 
 
-def _row(number: int, value: Any, path: Path, how: Reading, raw: Mapping[str, Any]) -> Row:
+def _row(number: int, value: Any, path: Path, how: Reading, raw: Mapping[str, Any]) -> TableRow:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str) or not value or "\0" in value:
         reason = f"{value!r:.60} is not the path of one picture file"
-        return Row(number, "", Wrong(reason), _wanted(raw, how))
-    return Row(number, value, _folder(path, how) / value, _wanted(raw, how))
+        return TableRow(number, "", Wrong(reason), _wanted(raw, how))
+    return TableRow(number, value, _folder(path, how) / value, _wanted(raw, how))
 
 
 def _folder(path: Path, how: Reading) -> Path:
@@ -140,7 +140,7 @@ def _wanted(raw: Mapping[str, Any], how: Reading) -> Mapping[str, Any]:
     return {name: raw[name] for name in how.wanted if raw.get(name) is not None}
 
 
-READERS: dict[str, Callable[[Path, Reading], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, Reading], Iterator[TableRow]]] = {
     ".csv": _separated(","),
     ".tsv": _separated("\t"),
     ".jsonl": _jsonl,

@@ -20,7 +20,7 @@ CATEGORY = ("category", "question_type")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EvalRow:
     line: int  # in the file, from 1; identifies the row
     name: str  # the data set's id, or else the line
     question: str  # as `VLM.prompt` takes it
@@ -34,10 +34,10 @@ class Row:
 class DataSet:
     path: Path
     digest: str  # SHA-256 of the file
-    rows: tuple[Row, ...]
+    rows: tuple[EvalRow, ...]
 
-    def error(self, row: Row, found: str) -> DataError:
-        return dataset.at_line(self.path, row.line, found)
+    def error(self, row: EvalRow, found: str) -> DataError:
+        return dataset.line_error(self.path, row.line, found)
 
 
 def read(path: Path, folder: Path | None = None) -> DataSet:
@@ -48,9 +48,9 @@ def read(path: Path, folder: Path | None = None) -> DataSet:
     return DataSet(path, *dataset.read(path, lambda number, raw: _row(number, raw, folder)))
 
 
-def located(data: DataSet) -> DataSet:
+def locate_pictures(data: DataSet) -> DataSet:
     """The data set with every picture's path resolved; fails if one is missing."""
-    find = cache(dataset.found)
+    find = cache(dataset.require_picture)
     rows = []
     for row in data.rows:
         found = []
@@ -63,7 +63,7 @@ def located(data: DataSet) -> DataSet:
     return replace(data, rows=tuple(rows))
 
 
-def blinded(data: DataSet) -> DataSet:
+def shuffle_pictures(data: DataSet) -> DataSet:
     """The data set with pictures swapped: a model that scores as well does not use the pictures.
 
     Swaps each row's pictures with those half the data set away, among rows with the same number of pictures.
@@ -84,7 +84,7 @@ def blinded(data: DataSet) -> DataSet:
     return replace(data, rows=tuple(rows))
 
 
-def _row(number: int, raw: Raw, folder: Path) -> Row:
+def _row(number: int, raw: Raw, folder: Path) -> EvalRow:
     turns = dataset.turns(raw)
     if turns:
         system, texts = turns
@@ -102,4 +102,4 @@ def _row(number: int, raw: Raw, folder: Path) -> Row:
         )
     name = next((raw[key] for key in NAME if key in raw), number)
     category = next((raw[key] for key in CATEGORY if isinstance(raw.get(key), str)), "")
-    return Row(number, str(name), question, pictures, answers, category, system)
+    return EvalRow(number, str(name), question, pictures, answers, category, system)

@@ -18,12 +18,12 @@ from typing import Any
 from ..config import Quantization
 from ..errors import DataError
 from ..files import journal
-from ..inputs.tiling import ImageOptions, parsed_grid
-from .data import Row
+from ..inputs.tiling import ImageOptions, parse_grid
+from .data import EvalRow
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EvalSettings:
     """Everything that determines the answers and their scores."""
 
     model: str
@@ -43,7 +43,7 @@ class Settings:
 
     @property
     def options(self) -> ImageOptions:
-        return ImageOptions(self.image_size, self.image_mode, parsed_grid(self.grid), self.max_tiles)
+        return ImageOptions(self.image_size, self.image_mode, parse_grid(self.grid), self.max_tiles)
 
 
 def described(quantization: Mapping[str, Quantization]) -> str:
@@ -61,7 +61,7 @@ def described(quantization: Mapping[str, Quantization]) -> str:
 class Predictions:
     """Generated answers by the row's line; in memory only if there is no path."""
 
-    def __init__(self, path: Path | None, settings: Settings):
+    def __init__(self, path: Path | None, settings: EvalSettings):
         self.said: dict[int, str] = {}
         self._path = path
         self._file: FileIO | None = None
@@ -77,7 +77,7 @@ class Predictions:
         elif path and not self._head.startswith(content):
             raise _foreign(path)
 
-    def add(self, row: Row, generated: str, score: float) -> None:
+    def add(self, row: EvalRow, generated: str, score: float) -> None:
         self.said[row.line] = generated
         if self._path is None:
             return

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from .data import Row
+from .data import EvalRow
 from .metrics import METRICS, YesNo, is_yes_or_no
-from .predictions import Settings
+from .predictions import EvalSettings
 
 ALL = "all"
 NO_CATEGORY = "without a category"
@@ -29,13 +29,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    settings: Settings
+    settings: EvalSettings
     overall: Score
     categories: Mapping[str, Score]  # empty if no row has one
     yes_no: YesNo | None  # if every answer is yes or no
 
 
-def summed_up(settings: Settings, rows: Sequence[Row], generated: Mapping[int, str]) -> Report:
+def summarize(settings: EvalSettings, rows: Sequence[EvalRow], generated: Mapping[int, str]) -> Report:
     """Score `generated`, the model's answer for each row's line."""
     metric = METRICS[settings.metric]
     scores = [metric(generated[row.line], row.answers) for row in rows]

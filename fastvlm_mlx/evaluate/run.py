@@ -14,14 +14,14 @@ import numpy.typing as npt
 from ..config import STRIDE
 from ..errors import ConfigError
 from ..inputs import prefetch as threads
-from ..inputs.image import pieces, stored_sides
+from ..inputs.image import preprocess_all, stored_size
 from ..inputs.prompt import Picture, Prompt, positions
-from ..inputs.tiling import ImageOptions, named
+from ..inputs.tiling import ImageOptions, grid_name
 from ..vlm import VLM
 from ..weights import checkpoint
-from .data import DataSet, Row
+from .data import DataSet, EvalRow
 from .metrics import AUTO, METRICS, chosen, is_yes_or_no
-from .predictions import Predictions, Settings, described
+from .predictions import EvalSettings, Predictions, described
 
 Pixels = npt.NDArray[np.float32]
 _DEFAULT = ImageOptions()
@@ -54,9 +54,9 @@ def settings_of(
     prompt_suffix: str = "",
     blind: bool = False,
     options: ImageOptions = _DEFAULT,
-) -> Settings:
+) -> EvalSettings:
     size, mode = options.filled(vlm.config.image.size, vlm.config.image.mode).size_and_mode
-    return Settings(
+    return EvalSettings(
         model=name,
         weights=checkpoint.fingerprint(vlm.model),
         dtype=str(vlm.dtype).rpartition(".")[2],
@@ -69,7 +69,7 @@ def settings_of(
         prompt_suffix=prompt_suffix,
         blind=blind,
         image_mode=mode,
-        grid=named(options.grid) if options.grid else None,
+        grid=grid_name(options.grid) if options.grid else None,
         max_tiles=options.max_tiles,
     )
 
@@ -77,7 +77,7 @@ def settings_of(
 def ask(
     vlm: VLM,
     data: DataSet,
-    settings: Settings,
+    settings: EvalSettings,
     predictions: Predictions,
     *,
     batch: int = 16,
@@ -85,7 +85,7 @@ def ask(
 ) -> None:
     """Add the missing rows to `predictions`. `progress` counts rows."""
     score = METRICS[settings.metric]
-    order = [row for row in ordered(vlm, data, settings) if row.line not in predictions.said]
+    order = [row for row in batch_order(vlm, data, settings) if row.line not in predictions.said]
     done = len(data.rows) - len(order)
     progress(done, len(data.rows))
     prompts = _prompts(vlm, order, settings, batch)
@@ -97,14 +97,14 @@ def ask(
         progress(done, len(data.rows))
 
 
-def ordered(vlm: VLM, data: DataSet, settings: Settings) -> list[Row]:
+def batch_order(vlm: VLM, data: DataSet, settings: EvalSettings) -> list[EvalRow]:
     """Sort rows by pictures, then by length; `VLM.answers` shares work between neighbors."""
     options = settings.options
 
     @cache
     def blank(path: Path) -> tuple[Picture, ...]:
         """Placeholders with as many positions as the picture; never evaluated."""
-        sides = options.sides(*(stored_sides(path) if options.by_picture else (1, 1)))
+        sides = options.sides(*(stored_size(path) if options.by_picture else (1, 1)))
         return tuple(Picture(mx.broadcast_to(mx.zeros(()), (1, height, width, 3))) for width, height in sides)
 
     lengths: dict[int, int] = {}
@@ -122,18 +122,20 @@ def ordered(vlm: VLM, data: DataSet, settings: Settings) -> list[Row]:
     return sorted(data.rows, key=lambda row: (first[row.pictures], lengths[row.line], row.line))
 
 
-def _prompts(vlm: VLM, order: Sequence[Row], settings: Settings, ahead: int) -> Iterator[Prompt]:
+def _prompts(vlm: VLM, order: Sequence[EvalRow], settings: EvalSettings, ahead: int) -> Iterator[Prompt]:
     groups = [list(rows) for _, rows in groupby(order, key=lambda row: row.pictures)]
 
-    def read(rows: list[Row]) -> list[list[Pixels]]:
-        return [pieces(path, settings.options) for path in rows[0].pictures]
+    def read(rows: list[EvalRow]) -> list[list[Pixels]]:
+        return [preprocess_all(path, settings.options) for path in rows[0].pictures]
 
-    for rows, read_ones in zip(groups, threads.mapped(read, groups, ahead), strict=True):
+    for rows, read_ones in zip(groups, threads.map_ahead(read, groups, ahead), strict=True):
         pictures = [tuple(Picture(mx.array(piece[None])) for piece in one) for one in read_ones]
         for row in rows:
             yield _prompt(vlm, row, pictures, settings)
 
 
-def _prompt(vlm: VLM, row: Row, pictures: Sequence[tuple[Picture, ...]], settings: Settings) -> Prompt:
+def _prompt(
+    vlm: VLM, row: EvalRow, pictures: Sequence[tuple[Picture, ...]], settings: EvalSettings
+) -> Prompt:
     suffix = f"\n{settings.prompt_suffix}" if settings.prompt_suffix else ""
     return vlm.prompt(row.question + suffix, pictures, row.system)

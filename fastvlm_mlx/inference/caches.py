@@ -16,10 +16,10 @@ FEATURE_BYTES = 256 * 2**20  # some 280 pictures of 1024 pixels for the 0.5B in 
 
 _PREFIXES = 64  # of conversations at most: every one is compared with every prompt
 
-Row = int | bytes  # what stands at a position: a token's id, or the key of the picture it belongs to
+PositionKey = int | bytes  # what stands at a position: a token's id, or the key of the picture it belongs to
 
 
-def rows(prompt: Prompt) -> list[Row]:
+def position_keys(prompt: Prompt) -> list[PositionKey]:
     """One for each position."""
     return list(
         chain.from_iterable(
@@ -39,27 +39,27 @@ class Features:
         self.budget_bytes = budget_bytes
         self.hits = 0
         self.misses = 0
-        self._held: OrderedDict[bytes, mx.array] = OrderedDict()
+        self._entries: OrderedDict[bytes, mx.array] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._entries)
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._held.values())
+        return sum(array.nbytes for array in self._entries.values())
 
     def get(self, picture: Picture) -> mx.array | None:
-        found = self._held.get(picture.key)
+        found = self._entries.get(picture.key)
         if found is None:
             self.misses += 1
         else:
             self.hits += 1
-            self._held.move_to_end(picture.key)
+            self._entries.move_to_end(picture.key)
         return found
 
-    def of(self, pictures: Iterable[Picture]) -> dict[bytes, mx.array]:
+    def subset(self, pictures: Iterable[Picture]) -> dict[bytes, mx.array]:
         """Of these, those that are held, by key; not counted as asked for."""
-        return {p.key: self._held[p.key] for p in pictures if p.key in self._held}
+        return {p.key: self._entries[p.key] for p in pictures if p.key in self._entries}
 
     def put(self, pictures: Sequence[Picture], encoded: mx.array) -> None:
         """A batch of pictures and what became of them, (B, tokens, d)."""
@@ -67,10 +67,10 @@ class Features:
         rows = [encoded[0]] if len(pictures) == 1 else [row + 0 for row in encoded]
         mx.eval(rows)
         for picture, row in zip(pictures, rows, strict=True):
-            self._held[picture.key] = row
-            self._held.move_to_end(picture.key)
-        while self._held and self.nbytes > self.budget_bytes:
-            self._held.popitem(last=False)
+            self._entries[picture.key] = row
+            self._entries.move_to_end(picture.key)
+        while self._entries and self.nbytes > self.budget_bytes:
+            self._entries.popitem(last=False)
 
 
 class Prefix:
@@ -80,7 +80,7 @@ class Prefix:
     holds it and what it was is known.
     """
 
-    def __init__(self, caches: list[KVCache], known: Sequence[Row] = ()) -> None:
+    def __init__(self, caches: list[KVCache], known: Sequence[PositionKey] = ()) -> None:
         self.caches = caches
         self._rows = list(known)
 
@@ -93,10 +93,10 @@ class Prefix:
         return sum(array.nbytes for cache in self.caches for array in cache.arrays)
 
     @property
-    def known(self) -> list[Row]:
+    def cached(self) -> list[PositionKey]:
         return self._rows[: len(self)]
 
-    def common(self, others: Sequence[Row]) -> int:
+    def common_length(self, others: Sequence[PositionKey]) -> int:
         """How many positions are known and the same."""
         pairs = zip(self._rows[: len(self)], others, strict=False)
         return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(self), len(others)))
@@ -106,14 +106,14 @@ class Prefix:
 
         The last position always is: the first token comes from it. A picture is kept whole or not at all.
         """
-        wanted = rows(prompt)
-        kept, rest = _after(prompt, min(self.common(wanted), len(wanted) - 1))
+        wanted = position_keys(prompt)
+        kept, rest = _split_at(prompt, min(self.common_length(wanted), len(wanted) - 1))
         for cache in self.caches:
             cache.trim(kept)
         self._rows = wanted
         return kept, rest
 
-    def said(self, token: int) -> None:
+    def append(self, token: int) -> None:
         """A token of the answer, which the next step reads."""
         self._rows.append(token)
 
@@ -134,36 +134,36 @@ class Prefixes:
 
     def __init__(self, budget_bytes: int = PREFIX_BYTES) -> None:
         self.budget_bytes = budget_bytes
-        self._held: list[Prefix] = []  # used last, last
+        self._entries: list[Prefix] = []  # used last, last
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._entries)
 
     @property
     def nbytes(self) -> int:
-        return sum(prefix.nbytes for prefix in self._held)
+        return sum(prefix.nbytes for prefix in self._entries)
 
-    def begun(self, prompt: Prompt, fresh: Callable[[], list[KVCache]]) -> Prefix:
+    def longest_match(self, prompt: Prompt, fresh: Callable[[], list[KVCache]]) -> Prefix:
         """Whatever knows most of what the prompt begins with, to go on from apart, or a fresh one."""
-        wanted = rows(prompt)
-        shared = {prefix: prefix.common(wanted) for prefix in self._held}
+        wanted = position_keys(prompt)
+        shared = {prefix: prefix.common_length(wanted) for prefix in self._entries}
         best = max(shared, key=lambda prefix: shared[prefix], default=None)
         if best is None or not shared[best]:
             return Prefix(fresh())
-        self._held.remove(best)
-        self._held.append(best)
+        self._entries.remove(best)
+        self._entries.append(best)
         return best.fork(shared[best])
 
     def put(self, prefix: Prefix) -> None:
         """Keep it, in place of those that know a part of the same."""
-        known = prefix.known
-        self._held = [held for held in self._held if held.common(known) < len(held)]
-        self._held.append(prefix)
-        while self._held and (self.nbytes > self.budget_bytes or len(self._held) > _PREFIXES):
-            del self._held[0]
+        known = prefix.cached
+        self._entries = [held for held in self._entries if held.common_length(known) < len(held)]
+        self._entries.append(prefix)
+        while self._entries and (self.nbytes > self.budget_bytes or len(self._entries) > _PREFIXES):
+            del self._entries[0]
 
 
-def _after(prompt: Prompt, place: int) -> tuple[int, Prompt]:
+def _split_at(prompt: Prompt, place: int) -> tuple[int, Prompt]:
     """What comes from a position on, and that position: the front of a picture that it cuts."""
     start = 0
     for number, part in enumerate(prompt):

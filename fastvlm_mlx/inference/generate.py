@@ -13,7 +13,18 @@ from ..inputs.prompt import Prompt, positions
 from ..inputs.tokenizer import Tokenizer
 from ..models.fastvlm import FastVLM
 from .caches import Features, Prefix
-from .decoding import Batch, Event, Finished, Guesser, Prefilled, Row, Token, leave_tower, prefilled, see
+from .decoding import (
+    Answering,
+    Batch,
+    Drafter,
+    Event,
+    Finished,
+    Prefilled,
+    Token,
+    encode_images,
+    prefilled_event,
+    release_tower,
+)
 from .sampling import Sampling
 
 
@@ -28,7 +39,7 @@ def stream(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     prefix: Prefix | None = None,
     features: Features | None = None,
-    guesser: Guesser | None = None,
+    drafter: Drafter | None = None,
     low_memory: bool = False,
 ) -> Iterator[Event]:
     """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end.
@@ -38,22 +49,22 @@ def stream(
     proposes is checked several tokens at a time, if the answer is greedy. With `low_memory` the pictures are
     encoded one by one, and then the tower is freed.
     """
-    refuse_beyond(context, [prompt])
+    check_context(context, [prompt])
     mx.reset_peak_memory()
-    room = room_for(prompt, context, max_tokens)
+    room = answer_limit(prompt, context, max_tokens)
     reused, rest = (0, prompt) if prefix is None else prefix.resume(prompt)
     caches = model.language.new_caches() if prefix is None else prefix.caches
     try:
-        seen = see([rest], model, features, one_by_one=low_memory)
+        seen = encode_images([rest], model, features, one_by_one=low_memory)
         if low_memory:
-            seen = replace(seen, read_s=leave_tower(model))
+            seen = replace(seen, read_s=release_tower(model))
         batch = Batch(model, tokenizer, stop_ids)
-        row = batch.row(sampling, room, guesser=guesser)
+        row = batch.answer(sampling, room, guesser=drafter)
         prefill_s = batch.admit([row], [rest], seen.features, caches)
-        yield prefilled(rest, seen, prefill_s, reused)
-        for _, event in _decoded(batch, [row]):
+        yield prefilled_event(rest, seen, prefill_s, reused)
+        for _, event in _decode(batch, [row]):
             if prefix is not None and isinstance(event, Token):
-                prefix.said(event.id)
+                prefix.append(event.id)
             yield event
     except Exception:
         if prefix is not None:
@@ -61,7 +72,7 @@ def stream(
         raise
 
 
-def answers(
+def answer_batch(
     model: FastVLM,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
@@ -78,7 +89,7 @@ def answers(
     An answer's times and peak are those of all that went with it.
     """
     told: list[list[Event]] = [[] for _ in prompts]
-    for index, event in streams(
+    for index, event in stream_batch(
         model,
         tokenizer,
         prompts,
@@ -91,7 +102,7 @@ def answers(
     return [collect(iter(events)) for events in told]
 
 
-def streams(
+def stream_batch(
     model: FastVLM,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
@@ -102,34 +113,34 @@ def streams(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
 ) -> Iterator[tuple[int, Event]]:
     """What happens to which of several prompts. They are read side by side if equally long."""
-    refuse_beyond(context, prompts)
+    check_context(context, prompts)
     mx.reset_peak_memory()
-    seen = see(prompts, model)
+    seen = encode_images(prompts, model)
     alike: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         alike.setdefault(positions(prompt), []).append(index)
     batch = Batch(model, tokenizer, stop_ids)
-    index_of: dict[Row, int] = {}
+    index_of: dict[Answering, int] = {}
     for indices in alike.values():
         group = [prompts[index] for index in indices]
-        rows = [batch.row(sampling, room_for(prompt, context, max_tokens)) for prompt in group]
+        rows = [batch.answer(sampling, answer_limit(prompt, context, max_tokens)) for prompt in group]
         index_of |= zip(rows, indices, strict=True)
         prefill_s = batch.admit(rows, group, seen.features, model.language.new_caches())
         for index, prompt in zip(indices, group, strict=True):
-            yield index, prefilled(prompt, seen, prefill_s)
-    for row, event in _decoded(batch, list(index_of)):
+            yield index, prefilled_event(prompt, seen, prefill_s)
+    for row, event in _decode(batch, list(index_of)):
         yield index_of[row], event
 
 
-def _decoded(batch: Batch, rows: Sequence[Row]) -> Iterator[tuple[Row, Token | Finished]]:
+def _decode(batch: Batch, rows: Sequence[Answering]) -> Iterator[tuple[Answering, Token | Finished]]:
     for row in rows:
-        if not row.room:
+        if not row.max_tokens:
             yield row, batch.finish(row, "length")
     while told := batch.step():
         yield from told
 
 
-def refuse_beyond(context: int, prompts: Sequence[Prompt]) -> None:
+def check_context(context: int, prompts: Sequence[Prompt]) -> None:
     """A prompt that the model cannot read whole is not cut: it would be another question."""
     asked = max(map(positions, prompts), default=0)
     if asked > context:
@@ -139,7 +150,7 @@ def refuse_beyond(context: int, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def room_for(prompt: Prompt, context: int, max_tokens: int) -> int:
+def answer_limit(prompt: Prompt, context: int, max_tokens: int) -> int:
     """Tokens that an answer may have."""
     return min(max_tokens, context - positions(prompt) + 1)  # the last token is said, not read back
 
@@ -157,9 +168,9 @@ class Answer:
     prefill_s: float
     decode_s: float
     peak_bytes: int
-    reused_tokens: int = 0
-    guessed: int = 0  # tokens that were proposed, and how many of them were right
-    right: int = 0
+    cached_tokens: int = 0
+    drafted: int = 0  # tokens that were proposed, and how many of them were right
+    accepted: int = 0
     read_s: float = 0.0  # before, with low_memory: loading the language model
 
     @property
@@ -189,9 +200,9 @@ def collect(events: Iterator[Event]) -> Answer:
                     prefill_s=prefilled.prefill_s,
                     decode_s=event.decode_s,
                     peak_bytes=event.peak_bytes,
-                    reused_tokens=prefilled.reused_tokens,
-                    guessed=event.guessed,
-                    right=event.right,
+                    cached_tokens=prefilled.cached_tokens,
+                    drafted=event.drafted,
+                    accepted=event.accepted,
                     read_s=prefilled.read_s,
                 )
     raise ValueError("the stream ended before it finished")

@@ -63,13 +63,13 @@ class Sampler:
             chosen = mx.argmax(logits)
         else:
             self._key, now = mx.random.split(self._key)
-            chosen = mx.random.categorical(filtered(logits / how.temperature, how), key=now)
+            chosen = mx.random.categorical(filter_logits(logits / how.temperature, how), key=now)
         if how.repetition_penalty != 1:
             self._said = self._said | (mx.arange(self._said.size) == chosen)
         return chosen
 
 
-def filtered(logits: mx.array, how: Sampling) -> mx.array:
+def filter_logits(logits: mx.array, how: Sampling) -> mx.array:
     """Logits with the ids that the filters exclude at -inf; the most probable id always stays."""
     never = mx.array(-mx.inf, logits.dtype)
     if 0 < how.top_k < logits.size:

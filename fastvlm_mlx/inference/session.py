@@ -17,12 +17,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import ConfigError, DataError, PromptError
-from ..inputs.prompt import Picture, Prompt, Text, assemble, marked, opening, positions, render
+from ..inputs.prompt import Picture, Prompt, Text, assemble, marked, positions, render, system_turn
 from ..inputs.tiling import ImageOptions
 from ..vlm import VLM, Shown
 from ..weights import checkpoint
 from . import generate, session_file
-from .caches import Features, Prefix, rows
+from .caches import Features, Prefix, position_keys
 from .decoding import Event, Finished, Token
 from .generate import Answer
 from .sampling import Sampling
@@ -31,7 +31,7 @@ from .session_file import Saved, SavedTurn
 _DEFAULT = ImageOptions()
 _GREEDY = Sampling()
 _END = "<|im_end|>\n"  # of a turn, before the next
-_ROOM_SHARE = 1 / 4  # of the context: the most that is kept free for an answer
+_ANSWER_SHARE = 1 / 4  # of the context: the most that is kept free for an answer
 _KEPT_SHARE = 3 / 4  # of the context: what is left once turns have to go, so that it lasts for some questions
 
 
@@ -80,8 +80,8 @@ class Session:
 
     @system.setter
     def system(self, system: str | None) -> None:
-        rendered = opening(system)
-        self._opening: Prompt = (Text(tuple(self.vlm.tokenizer.encode(rendered))),) if rendered else ()
+        rendered = system_turn(system)
+        self._system_turn: Prompt = (Text(tuple(self.vlm.tokenizer.encode(rendered))),) if rendered else ()
         self._system = system
 
     @property
@@ -92,9 +92,9 @@ class Session:
     def prompt(self, text: str | None = None, images: Sequence[Shown] = (), max_tokens: int = 512) -> Prompt:
         """All that would be read for a question; without one, the conversation so far."""
         if text is None:
-            return self._joined(self.turns)
-        asked = self._asked(*marked(text, [self.vlm.shown(source) for source in images]))
-        return self._joined(self._remembered(asked, max_tokens)) + asked
+            return self._join(self.turns)
+        asked = self._question(*marked(text, [self.vlm.shown(source) for source in images]))
+        return self._join(self._kept_turns(asked, max_tokens)) + asked
 
     def stream(
         self,
@@ -113,12 +113,12 @@ class Session:
         if self._answering:
             raise PromptError("the session is still answering; read that answer to its end, or close it")
         text, pictures = marked(text, [self.vlm.shown(source, options) for source in images])
-        asked = self._asked(text, pictures)
-        remembered = self._remembered(asked, max_tokens)
+        asked = self._question(text, pictures)
+        remembered = self._kept_turns(asked, max_tokens)
         events = generate.stream(
             self.vlm.model,
             self.vlm.tokenizer,
-            self._joined(remembered) + asked,
+            self._join(remembered) + asked,
             stop_ids=self.vlm.config.eos_token_ids,
             context=self.context,
             max_tokens=max_tokens,
@@ -184,9 +184,9 @@ class Session:
             SavedTurn(turn.question, tuple(number[p.key] for p in turn.pictures), turn.text, turn.ids)
             for turn in self.turns
         )
-        encoded = self.features.of(shown.values())
+        encoded = self.features.subset(shown.values())
         worked_out = {f"features.{number[key]}": array for key, array in encoded.items()}
-        known = self._prefix.common(rows(self.prompt()))
+        known = self._prefix.common_length(position_keys(self.prompt()))
         if known:
             for layer, cache in enumerate(self._prefix.fork(known).caches):
                 worked_out |= zip(self._widths(layer), cache.arrays, strict=True)
@@ -217,14 +217,14 @@ class Session:
             session.turns += (session._turn(turn.question, shown, ids),)
         if same:
             known = told.known if told.packing == vlm.model.language.packing else 0
-            session._take(path, known, pictures, worked_out)
+            session._restore_caches(path, known, pictures, worked_out)
         return session
 
-    def _take(
+    def _restore_caches(
         self, path: Path, known: int, pictures: Sequence[Picture], worked_out: dict[str, mx.array]
     ) -> None:
         """Go on from what a file says has been worked out, if that fits."""
-        text, read = self.vlm.config.text, rows(self.prompt())
+        text, read = self.vlm.config.text, position_keys(self.prompt())
         layers = range(text.layers if known else 0)
         held = {
             name: (2, 1, text.kv_heads, known, width)
@@ -260,21 +260,23 @@ class Session:
             }
         return {f"seen.{layer}{part}": width for part, width in parts.items()}
 
-    def _asked(self, text: str, pictures: Sequence[Picture]) -> Prompt:
+    def _question(self, text: str, pictures: Sequence[Picture]) -> Prompt:
         return assemble(render(text, len(pictures), ""), pictures, self.vlm.tokenizer.encode)
 
     def _turn(self, text: str, pictures: tuple[Picture, ...], ids: Sequence[int]) -> Turn:
         said = (Text(tuple(ids)),) if ids else ()
-        parts = (*self._asked(text, pictures), *said, self._end)
+        parts = (*self._question(text, pictures), *said, self._end)
         return Turn(text, pictures, tuple(ids), self.vlm.tokenizer.decode(ids), parts)
 
-    def _joined(self, turns: Sequence[Turn]) -> Prompt:
-        return (*self._opening, *(part for turn in turns for part in turn.parts))
+    def _join(self, turns: Sequence[Turn]) -> Prompt:
+        return (*self._system_turn, *(part for turn in turns for part in turn.parts))
 
-    def _remembered(self, asked: Prompt, max_tokens: int) -> tuple[Turn, ...]:
+    def _kept_turns(self, asked: Prompt, max_tokens: int) -> tuple[Turn, ...]:
         """The turns that stay when something is asked."""
         needed = (
-            positions(self._opening) + positions(asked) + min(max_tokens, int(self.context * _ROOM_SHARE))
+            positions(self._system_turn)
+            + positions(asked)
+            + min(max_tokens, int(self.context * _ANSWER_SHARE))
         )
         taken = {turn: positions(turn.parts) for turn in self.turns}
         if needed + sum(taken.values()) <= self.context:

@@ -21,7 +21,7 @@ from ..config import STRIDE, Quantization
 from ..errors import CheckpointError, ConfigError, DataError
 from ..files.atomic import new_file
 from ..files.strict import parse
-from ..inputs.image import as_bytes, as_floats
+from ..inputs.image import to_floats, to_uint8
 from ..inputs.prompt import Picture
 from ..weights import tensorfile
 
@@ -46,20 +46,20 @@ class Saved:
     version: int = VERSION
 
 
-def write(path: Path, told: Saved, pictures: Sequence[Picture], worked_out: Mapping[str, mx.array]) -> None:
+def write(path: Path, saved: Saved, pictures: Sequence[Picture], tensors: Mapping[str, mx.array]) -> None:
     """Replaces an earlier conversation, and no other file."""
-    if os.path.isfile(path) and not _ours(path):
+    if os.path.isfile(path) and not _is_session_file(path):
         raise DataError(f"{path}: exists and is no saved conversation; choose another name")
     arrays = {f"picture.{number}": _stored(picture) for number, picture in enumerate(pictures)}
-    arrays |= worked_out
-    about = {"format": FORMAT, "conversation": json.dumps(dataclasses.asdict(told))}
+    arrays |= tensors
+    about = {"format": FORMAT, "conversation": json.dumps(dataclasses.asdict(saved))}
     with new_file(path) as hidden:
         tensorfile.write(hidden, arrays, list(arrays), about, lambda count: None)
 
 
 def read(path: Path) -> tuple[Saved, list[Picture], dict[str, mx.array]]:
     """What was told, the pictures by number, and what was worked out."""
-    if not _ours(path):
+    if not _is_session_file(path):
         raise DataError(f"{path}: is no saved conversation, or a damaged one; name a file that was saved")
     repair = "save the conversation again"
     try:
@@ -76,7 +76,7 @@ def read(path: Path) -> tuple[Saved, list[Picture], dict[str, mx.array]]:
     mx.eval(arrays)
     pictures: list[Picture] = []
     while (stored := arrays.pop(f"picture.{len(pictures)}", None)) is not None:
-        pixels = stored if stored.dtype != mx.uint8 else mx.array(as_floats(np.array(stored)))[None]
+        pixels = stored if stored.dtype != mx.uint8 else mx.array(to_floats(np.array(stored)))[None]
         sides = pixels.shape[1:3] if pixels.ndim == 4 and pixels.shape[::3] == (1, 3) else (0,)
         if not all(side and side % STRIDE == 0 for side in sides) or not mx.issubdtype(
             pixels.dtype, mx.floating
@@ -89,7 +89,7 @@ def read(path: Path) -> tuple[Saved, list[Picture], dict[str, mx.array]]:
     return told, pictures, arrays
 
 
-def _ours(path: Path) -> bool:
+def _is_session_file(path: Path) -> bool:
     """Absent and unreadable files are told by what is done with them next."""
     try:
         tensorfile.read_header(path)
@@ -100,5 +100,5 @@ def _ours(path: Path) -> bool:
 
 def _stored(picture: Picture) -> mx.array:
     pixels = picture.pixels
-    whole = as_bytes(np.array(pixels)) if pixels.dtype == mx.float32 else None
+    whole = to_uint8(np.array(pixels)) if pixels.dtype == mx.float32 else None
     return pixels if whole is None else mx.array(whole[0])

@@ -16,18 +16,18 @@ Group = mx.distributed.Group
 
 def counts(config: ModelConfig) -> list[int]:
     """The numbers of processes that can share the model."""
-    return [count for count in range(1, config.text.kv_heads + 1) if not _cut(config, count)]
+    return [count for count in range(1, config.text.kv_heads + 1) if not _indivisible(config, count)]
 
 
 def check(config: ModelConfig, count: int, where: Path) -> None:
-    if cut := _cut(config, count):
+    if cut := _indivisible(config, count):
         possible = ", ".join(map(str, counts(config)))
         raise ConfigError(
             f"{where}: {count} processes cannot share {cut}; counts that work for this model: {possible}"
         )
 
 
-def _cut(config: ModelConfig, count: int) -> str:
+def _indivisible(config: ModelConfig, count: int) -> str:
     """The part that `count` processes cannot divide evenly, "" if they can."""
     text = config.text
     if text.kv_heads % count:  # the heads are a multiple of these
@@ -42,16 +42,16 @@ def _cut(config: ModelConfig, count: int) -> str:
     return ""
 
 
-def shared(prompt: Prompt, group: Group) -> Prompt:
+def share_prompt(prompt: Prompt, group: Group) -> Prompt:
     """The first rank's prompt, on every rank; the others pass an empty one."""
-    numbers = [number for part in prompt for number in _described(part)]
-    length: int = _sent(mx.array([len(numbers)]), group).item()  # type: ignore[assignment]
-    told = _sent(mx.array(numbers or [0] * length), group)
+    numbers = [number for part in prompt for number in _describe(part)]
+    length: int = _broadcast(mx.array([len(numbers)]), group).item()  # type: ignore[assignment]
+    told = _broadcast(mx.array(numbers or [0] * length), group)
     pixels = (part.pixels for part in prompt if isinstance(part, Picture))
     return tuple(_parts(iter(told.tolist()), pixels, group))  # type: ignore[arg-type]
 
 
-def _described(part: Part) -> tuple[int, ...]:
+def _describe(part: Part) -> tuple[int, ...]:
     if isinstance(part, Text):
         return len(part.ids), *part.ids
     return -part.pixels.shape[1], part.pixels.shape[2]
@@ -64,10 +64,10 @@ def _parts(told: Iterator[int], pixels: Iterator[mx.array], group: Group) -> Ite
         else:
             held = next(pixels, None)
             nothing = mx.zeros((1, -number, next(told), 3))
-            yield Picture(_sent(nothing if held is None else held.astype(mx.float32), group))
+            yield Picture(_broadcast(nothing if held is None else held.astype(mx.float32), group))
 
 
-def _sent(array: mx.array, group: Group) -> mx.array:
+def _broadcast(array: mx.array, group: Group) -> mx.array:
     """The first rank's array, on every rank; the others pass zeros. Evaluated now, so that all send in one
     order."""
     everywhere = mx.distributed.all_sum(array, group=group)

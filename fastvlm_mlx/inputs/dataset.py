@@ -50,7 +50,7 @@ def read(path: Path, row: Callable[[int, Raw], Row]) -> tuple[str, tuple[Row, ..
         try:
             rows.append(row(number, _object(line, number)))
         except Unreadable as error:
-            raise at_line(path, number, str(error)) from None
+            raise line_error(path, number, str(error)) from None
     if not rows:
         raise DataError(f"{path}: has no rows; write one JSON object per line")
     return hashlib.sha256(content).hexdigest(), tuple(rows)
@@ -67,11 +67,11 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a JSONL file") from None
 
 
-def at_line(path: Path, number: int, found: str) -> DataError:
+def line_error(path: Path, number: int, found: str) -> DataError:
     return DataError(f"{path}, line {number}: {found}")
 
 
-def found(picture: Path) -> Path | None:
+def require_picture(picture: Path) -> Path | None:
     """The existing file for this path, with one of SUFFIXES if needed, or None."""
     tried = (f"{picture}{suffix}" for suffix in SUFFIXES)
     return next((Path(path) for path in tried if os.path.isfile(path)), None)

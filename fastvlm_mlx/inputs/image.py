@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 
 from ..config import SQUARE_MODES
 from ..errors import ConfigError, ImageError
-from .tiling import MAX_PIXELS, NATIVE, TILES, ImageOptions, named, within
+from .tiling import MAX_PIXELS, NATIVE, TILES, ImageOptions, fit_within, grid_name
 
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 DOWNLOAD_TIMEOUT_S = 30.0
@@ -52,7 +52,7 @@ _TO_UPRIGHT = {
 _UNIT = (np.arange(256) * (1 / 255)).astype(np.float32)
 
 
-class Fetched(bytes):
+class SourceBytes(bytes):
     """Encoded bytes that remember where they came from, so that errors can name it."""
 
     origin = ""
@@ -65,22 +65,22 @@ def preprocess(
     options = ImageOptions(size, mode, reference=reference)  # before a large file is decoded in vain
     if mode == TILES:
         raise ConfigError("tiles are several pictures; call image.pieces, or choose another mode")
-    return pieces(source, options)[0]
+    return preprocess_all(source, options)[0]
 
 
-def pieces(source: Source, options: ImageOptions) -> list[npt.NDArray[np.float32]]:
+def preprocess_all(source: Source, options: ImageOptions) -> list[npt.NDArray[np.float32]]:
     """The vision tower's inputs for one picture: with tiles the overview first, then tiles row by row."""
     opened = source if _is_open(source) else open_image(source, reference=options.reference)
-    return [_UNIT[np.asarray(piece)] for piece in cut(opened, options)]
+    return [_UNIT[np.asarray(piece)] for piece in split_image(opened, options)]
 
 
-def as_bytes(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:
+def to_uint8(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:
     """Pixels that `preprocess` made, as the 8 bits that they came from; others have none."""
     whole = np.rint(np.clip(pixels, 0, 1) * np.float32(255)).astype(np.uint8)
     return whole if np.array_equal(_UNIT[whole], pixels) else None
 
 
-def as_floats(whole: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def to_floats(whole: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """The other way."""
     pixels: npt.NDArray[np.float32] = _UNIT[whole]
     return pixels
@@ -91,7 +91,7 @@ def check_options(size: int, mode: str) -> None:
     ImageOptions(size, mode)
 
 
-def cut(image: Image.Image, options: ImageOptions) -> list[Image.Image]:
+def split_image(image: Image.Image, options: ImageOptions) -> list[Image.Image]:
     """An RGB picture as the pieces that the model reads; their sides are `options.sides(*image.size)`.
 
     Tiles are cut from the picture in the middle of its grid, in front of black; the overview is all of it,
@@ -101,15 +101,15 @@ def cut(image: Image.Image, options: ImageOptions) -> list[Image.Image]:
     if mode == NATIVE:
         return [image.resize(options.sides(*image.size)[0], bicubic)]
     if mode != TILES:
-        return [squared(image, size, mode)]
+        return [to_square(image, size, mode)]
     columns, rows = grid = options.grid_of(*image.size)
     if grid == (1, 1):
-        return [squared(image, size, "pad")]
+        return [to_square(image, size, "pad")]
     if image.width < columns or image.height < rows:
-        found = f"a picture of {image.width}×{image.height} has too few pixels for {named(grid)} tiles"
+        found = f"a picture of {image.width}×{image.height} has too few pixels for {grid_name(grid)} tiles"
         raise ImageError(f"{found}; leave the grid out to have one that fits")
     whole = columns * size, rows * size
-    wide, tall = within(*image.size, whole)
+    wide, tall = fit_within(*image.size, whole)
     canvas = Image.new("RGB", whole)
     canvas.paste(image.resize((wide, tall), bicubic), ((whole[0] - wide) // 2, (whole[1] - tall) // 2))
     corners = [(left, top) for top in range(0, whole[1], size) for left in range(0, whole[0], size)]
@@ -117,7 +117,7 @@ def cut(image: Image.Image, options: ImageOptions) -> list[Image.Image]:
     return [image.resize((size, size), bicubic), *tiles]
 
 
-def squared(image: Image.Image, size: int, mode: str) -> Image.Image:
+def to_square(image: Image.Image, size: int, mode: str) -> Image.Image:
     """An RGB picture as size×size. pad: black bars, the reference. crop: what HF's CLIP processor does."""
     check_options(size, mode)
     if mode not in SQUARE_MODES:
@@ -149,7 +149,7 @@ def open_image(source: Source, *, reference: bool = False, most_pixels: int | No
 
     Encoded pictures of more than `most_pixels` (else MAX_PIXELS) are refused by their headers.
     """
-    name = name_of(source)
+    name = source_name(source)
     most = MAX_PIXELS if most_pixels is None else most_pixels
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source), name, reference)
@@ -174,9 +174,9 @@ def _is_open(source: Source) -> TypeGuard[Image.Image]:
     return plain and not source.getexif()  # type: ignore[union-attr]
 
 
-def stored_sides(path: Path) -> tuple[int, int]:
+def stored_size(path: Path) -> tuple[int, int]:
     """Width and height as a file holds them: not turned upright, and nothing is decoded."""
-    name = name_of(path)
+    name = source_name(path)
     try:
         with open(path, "rb") as file:
             return _identify(file, name, MAX_PIXELS).size
@@ -185,7 +185,7 @@ def stored_sides(path: Path) -> tuple[int, int]:
         raise ImageError(f"cannot read {name} ({reason}); pass the path of a readable picture") from error
 
 
-def fetch(source: str) -> Path | Fetched:
+def open_source(source: str) -> Path | SourceBytes:
     """A command-line argument as a source: "-" is standard input, http(s):// is downloaded, else a path.
 
     Not for addresses from strangers: it follows them into the local network.
@@ -198,7 +198,7 @@ def fetch(source: str) -> Path | Fetched:
         data, origin = _download(source), source
     else:
         return Path(source)
-    fetched = Fetched(data)
+    fetched = SourceBytes(data)
     fetched.origin = origin
     return fetched
 
@@ -346,11 +346,11 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def name_of(source: object) -> str:
+def source_name(source: object) -> str:
     """How messages call it."""
     if isinstance(source, (str, os.PathLike)):
         return _quoted(os.fspath(source))
-    if isinstance(source, Fetched):
+    if isinstance(source, SourceBytes):
         return _quoted(source.origin)
     if isinstance(source, bytes):
         return f"the picture ({len(source)} bytes)"

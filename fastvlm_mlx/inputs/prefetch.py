@@ -14,7 +14,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def mapped(function: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
+def map_ahead(function: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
     """Like `map`, but computes up to `count` results ahead."""
     coming: deque[Future[B]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:

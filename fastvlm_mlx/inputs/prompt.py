@@ -57,7 +57,7 @@ class Clip:
     @property
     def marks(self) -> str:
         """A line for each frame, as `stamps` writes its time: `[0:04] <image>`."""
-        lines = zip(stamps(self.times_s), self.frames, strict=True)
+        lines = zip(timestamps(self.times_s), self.frames, strict=True)
         return "\n".join(f"{stamp} {IMAGE_MARK * len(pieces)}" for stamp, pieces in lines)
 
 
@@ -78,10 +78,10 @@ def render(text: str, pictures: int, system: str | None = None) -> str:
 
     `system` None is the reference's sentence; an empty one leaves the system turn out.
     """
-    return dialogue([text], pictures, system)[0]
+    return chatml_turns([text], pictures, system)[0]
 
 
-def dialogue(said: Sequence[str], pictures: int, system: str | None = None) -> list[str]:
+def chatml_turns(said: Sequence[str], pictures: int, system: str | None = None) -> list[str]:
     """What user and assistant said in turn, in ChatML, cut where the speaker changes.
 
     >>> dialogue(["What?", "A cat."], 0, system="")
@@ -99,7 +99,7 @@ def dialogue(said: Sequence[str], pictures: int, system: str | None = None) -> l
         _check_marks(marks, pictures)
     if any(IMAGE_MARK in text for text in answered):
         raise PromptError(f"an answer holds {IMAGE_MARK}; pictures go into the user's text")
-    before = opening(system)
+    before = system_turn(system)
     pieces: list[str] = []
     for question, answer in zip_longest(asked, answered):
         pieces.append(f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
@@ -117,7 +117,7 @@ def _check_marks(marks: int, pictures: int) -> None:
         )
 
 
-def placed(text: str, shown: Sequence[str]) -> str:
+def insert_marks(text: str, shown: Sequence[str]) -> str:
     """The text with what stands for each picture: a mark for each of its pieces, or the lines of a `Clip`.
 
     >>> placed("Describe.", ["<image><image><image>", "<image>"])
@@ -138,10 +138,10 @@ def marked(text: str, shown: Sequence[Clip | tuple[Picture, ...]]) -> tuple[str,
     """The text with the marks of videos and of pictures in pieces, and all their pictures in that order."""
     marks = [one.marks if isinstance(one, Clip) else IMAGE_MARK * len(one) for one in shown]
     pieces = [chain.from_iterable(one.frames) if isinstance(one, Clip) else one for one in shown]
-    return placed(text, marks), tuple(chain.from_iterable(pieces))
+    return insert_marks(text, marks), tuple(chain.from_iterable(pieces))
 
 
-def stamps(times_s: Sequence[float]) -> list[str]:
+def timestamps(times_s: Sequence[float]) -> list[str]:
     """Times as the model reads them: whole seconds, and tenths or more where those would be the same.
 
     >>> stamps([0.0, 4.9, 3725.0])
@@ -151,13 +151,13 @@ def stamps(times_s: Sequence[float]) -> list[str]:
     """
     written: list[str] = []
     for digits in range(4):
-        written = [_stamp(time_s, digits) for time_s in times_s]
+        written = [_timestamp(time_s, digits) for time_s in times_s]
         if len(set(written)) == len(written):
             break
     return written
 
 
-def _stamp(time_s: float, digits: int) -> str:
+def _timestamp(time_s: float, digits: int) -> str:
     units = int(time_s * 10**digits + 1e-6)  # what has not begun is not named
     seconds, rest = divmod(units, 10**digits)
     minutes, seconds = divmod(seconds, 60)
@@ -166,7 +166,7 @@ def _stamp(time_s: float, digits: int) -> str:
     return f"[{clock}:{seconds:02}{f'.{rest:0{digits}}' if digits else ''}]"
 
 
-def opening(system: str | None = None) -> str:
+def system_turn(system: str | None = None) -> str:
     """The system turn, which comes before all others.
 
     >>> opening("Be brief.")

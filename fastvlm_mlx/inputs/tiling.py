@@ -62,11 +62,11 @@ class ImageOptions:
             if not (isinstance(self.grid, tuple) and [type(side) for side in self.grid] == [int, int]):
                 raise ConfigError(f"no grid {self.grid!r}; give (columns, rows), such as (2, 2)")
             if min(self.grid) < 1:
-                raise ConfigError(f"a grid of {named(self.grid)} has no tiles; choose 1x1 or more")
+                raise ConfigError(f"a grid of {grid_name(self.grid)} has no tiles; choose 1x1 or more")
             count = math.prod(self.grid)
             if self.max_tiles is not None and count > most:
                 raise ConfigError(
-                    f"a grid of {named(self.grid)} has {count} tiles and max-tiles is {most}; choose a "
+                    f"a grid of {grid_name(self.grid)} has {count} tiles and max-tiles is {most}; choose a "
                     "smaller grid, or leave max-tiles out"
                 )
             most = count
@@ -96,7 +96,7 @@ class ImageOptions:
         """
         size, mode = self.size_and_mode
         tiles = f"at most {self.max_tiles}" if self.max_tiles else ""
-        parts = [str(size), "" if mode == "pad" else mode, named(self.grid) if self.grid else tiles]
+        parts = [str(size), "" if mode == "pad" else mode, grid_name(self.grid) if self.grid else tiles]
         return " ".join(filter(None, parts))
 
     @property
@@ -124,12 +124,12 @@ class ImageOptions:
         return sum((wide // STRIDE) * (tall // STRIDE) for wide, tall in self.sides(width, height))
 
 
-def named(grid: Grid) -> str:
+def grid_name(grid: Grid) -> str:
     columns, rows = grid
     return f"{columns}x{rows}"
 
 
-def parsed_grid(text: str | None) -> Grid | None:
+def parse_grid(text: str | None) -> Grid | None:
     """
     >>> parsed_grid("3x2")
     (3, 2)
@@ -174,7 +174,7 @@ def fitting_grid(width: int, height: int, size: int, max_tiles: int) -> Grid:
     return max(grids, key=kept_and_wasted)  # of equals the first: few tiles, then wide ones
 
 
-def within(width: int, height: int, whole: Sides) -> Sides:
+def fit_within(width: int, height: int, whole: Sides) -> Sides:
     """How large a picture is that fills `whole` one way and keeps its shape."""
     wide, tall = whole[0] / width, whole[1] / height
     if wide < tall:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ConfigError, ImageError
-from .image import PICTURE_BRANDS, name_of, one_line
+from .image import PICTURE_BRANDS, one_line, source_name
 from .tiling import FRAME_CHOICES, MAX_FRAMES, MAX_PIXELS, SCENES, VIDEO_SUFFIXES, Sides
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ def is_video(source: object) -> TypeGuard[str | os.PathLike[str] | bytes]:
     return head.startswith(_HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
 
 
-def first(video: Video) -> Image.Image:
+def first_frame(video: Video) -> Image.Image:
     """The first frame; fails early if the video cannot be read."""
-    with opened(video) as reel:
+    with open_video(video) as reel:
         return next(reel.frames([0.0])).picture
 
 
@@ -110,8 +110,8 @@ Advance = Callable[[str, int, int], None]  # (activity, frames done, frames in t
 
 
 @contextmanager
-def opened(video: Video, progress: Advance = lambda what, done, total: None) -> Iterator[Reel]:
-    name = name_of(video.source)
+def open_video(video: Video, progress: Advance = lambda what, done, total: None) -> Iterator[VideoReader]:
+    name = source_name(video.source)
     try:
         import av
     except ImportError as error:
@@ -141,7 +141,7 @@ def opened(video: Video, progress: Advance = lambda what, done, total: None) -> 
             f"{name} is not a video, or is damaged or cut short ({reason}); copy or download it again"
         ) from error
     with container:
-        yield Reel(video, name, container, _stream(container, name), progress)
+        yield VideoReader(video, name, container, _stream(container, name), progress)
 
 
 def _stream(container: InputContainer, name: str) -> VideoStream:
@@ -161,7 +161,7 @@ def _stream(container: InputContainer, name: str) -> VideoStream:
     return stream
 
 
-class Reel:
+class VideoReader:
     """An open video."""
 
     def __init__(

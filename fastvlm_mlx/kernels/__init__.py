@@ -7,18 +7,18 @@ import mlx.core as mx
 from .. import blas
 from . import lanes
 from .activation import gelu, shifted, swiglu
-from .attention import Attention
-from .choice import chosen
+from .attention import AttentionProblem
+from .choice import choose
 from .depthwise import depthwise, stock, toeplitz
-from .lanes import begun
+from .lanes import run_parallel
 
 __all__ = [
     "attend",
-    "begun",
     "by_rows",
     "depthwise",
     "gelu",
     "product",
+    "run_parallel",
     "shifted",
     "stock",
     "swiglu",
@@ -38,11 +38,11 @@ def by_rows(layer: Callable[..., mx.array], width: int, *inputs: mx.array) -> mx
     outer = inputs[0].shape[:-1]
     flat = [x.flatten(0, -2) for x in inputs]
     count, most = flat[0].shape[0], max(1, _RUN_FLOATS // width)
-    at_once = lanes.count(count * width * flat[0].shape[-1] // _PRODUCTS)
+    at_once = lanes.part_count(count * width * flat[0].shape[-1] // _PRODUCTS)
     runs = -(-count // (most * at_once)) * at_once
     if runs == 1 or mx.default_device() == mx.Device(mx.gpu):
         return layer(*flat).reshape(*outer, -1)
-    y = lanes.spread(lambda few: layer(*(x[few] for x in flat)), count, -(-count // runs))
+    y = lanes.map_slices(lambda few: layer(*(x[few] for x in flat)), count, -(-count // runs))
     return y.reshape(*outer, -1)
 
 
@@ -59,4 +59,4 @@ def product(rows: mx.array, matrix: mx.array) -> mx.array:
 def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """The tower's attention: q, k, v (B, heads, N, head_dim), scaled beforehand."""
     _, heads, tokens, head_dim = q.shape
-    return chosen(Attention(heads, head_dim, tokens), q.dtype).make(q, k, v)
+    return choose(AttentionProblem(heads, head_dim, tokens), q.dtype).make(q, k, v)

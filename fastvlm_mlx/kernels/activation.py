@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .candidates import CPU, GPUS, Candidate, Step, noise
-from .choice import chosen
+from .choice import choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def gelu(x: mx.array, bias: mx.array | None = None) -> mx.array:
         x = x + bias
     if x.size <= _FEW and not _on_gpu():
         return _gelu(x)
-    y: mx.array = chosen(Gelu(min(x.size, _MANY)), x.dtype).make(x)
+    y: mx.array = choose(GeluProblem(min(x.size, _MANY)), x.dtype).make(x)
     return y
 
 
@@ -180,7 +180,7 @@ TABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Gelu:
+class GeluProblem:
     values: int
 
     @property
@@ -199,8 +199,8 @@ class Gelu:
     def on_cpu(self) -> str:
         return "rational"  # nearer to the reference through a whole tower than powers, which are quicker
 
-    def small(self) -> Gelu:
-        return Gelu(20_000)
+    def small(self) -> GeluProblem:
+        return GeluProblem(20_000)
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:
         return (3 * noise(0, (self.values,), dtype),)

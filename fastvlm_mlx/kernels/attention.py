@@ -42,7 +42,7 @@ def _by_powers(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     q, k, v = (part.reshape(-1, tokens, head_dim) for part in (q * math.log2(math.e), k, v))
     ones = mx.ones((*v.shape[:-1], 1))
     summed = mx.concatenate([v, ones], axis=-1).swapaxes(-1, -2)  # the last row adds up the weights
-    fair = -(-len(q) // lanes.count(len(q) * tokens**2))
+    fair = -(-len(q) // lanes.part_count(len(q) * tokens**2))
     together, most = min(fair, max(1, _RUN // tokens**2)), max(1, min(tokens, _RUN // tokens))
 
     def run(some: slice, few: slice) -> mx.array:
@@ -50,7 +50,7 @@ def _by_powers(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return summed[some] @ mx.power(2.0, scores - scores.max(-2, keepdims=True))
 
     of_heads, of_queries = lanes.slices(len(q), together), lanes.slices(tokens, most)
-    runs = lanes.shared([partial(run, some, few) for some in of_heads for few in of_queries])
+    runs = lanes.run_all([partial(run, some, few) for some in of_heads for few in of_queries])
     each = len(of_queries)
     whole = [mx.concatenate(runs[first : first + each], -1) for first in range(0, len(runs), each)]
     y = mx.concatenate(whole).reshape(batch, heads, head_dim + 1, tokens)
@@ -68,7 +68,7 @@ TABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
+class AttentionProblem:
     heads: int
     head_dim: int
     tokens: int
@@ -89,7 +89,7 @@ class Attention:
     def on_cpu(self) -> str:
         return "powers" if self.heads * self.tokens**2 >= _WORTH_IT else "stock"
 
-    def small(self) -> Attention:
+    def small(self) -> AttentionProblem:
         return replace(self, tokens=33)  # a GPU's groups are of 32
 
     def inputs(self, dtype: mx.Dtype) -> tuple[mx.array, ...]:

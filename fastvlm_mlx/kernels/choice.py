@@ -37,7 +37,7 @@ def use(mode: str) -> None:
     _mode = kernel_mode(mode)
 
 
-def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
+def choose(problem: Problem, dtype: mx.Dtype) -> Candidate:
     where = device()
     entrants = able(problem, where, dtype)
     if _watchers:
@@ -53,21 +53,21 @@ def chosen(problem: Problem, dtype: mx.Dtype) -> Candidate:
     return next((candidate for candidate in entrants if candidate.name == usual), entrants[0])
 
 
-def decided(problem: Callable[[mx.array], Problem], dtype: mx.Dtype, *weights: object) -> Callable[..., Any]:
+def deferred(problem: Callable[[mx.array], Problem], dtype: mx.Dtype, *weights: object) -> Callable[..., Any]:
     """A layer whose candidate is chosen when it first sees something, and prepares its weights then."""
     prepared: Callable[..., Any] | None = None
 
     def layer(x: mx.array, *more: mx.array) -> Any:
         nonlocal prepared
         if prepared is None:
-            prepared = chosen(problem(x), dtype).make(*weights)
+            prepared = choose(problem(x), dtype).make(*weights)
         return prepared(x, *more)
 
     return layer
 
 
 @contextmanager
-def watched() -> Iterator[dict[str, Problem]]:
+def watch() -> Iterator[dict[str, Problem]]:
     """What layers ask for meanwhile, by key. They get the stock candidate, and nothing is measured."""
     seen: dict[str, Problem] = {}
     _watchers.append(seen)

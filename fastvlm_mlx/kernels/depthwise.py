@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from . import blocks, lanes
 from .candidates import CPU, GPUS, Candidate, Step, device, noise, with_gradient_of
-from .choice import decided
+from .choice import deferred
 
 Convolution = Callable[[mx.array], mx.array]
 Tile = tuple[int, int]  # rows and columns of outputs
@@ -133,7 +133,7 @@ def _by_tiles(
             return y if y.shape[1:3] == (rows, columns) else y[:, :rows, :columns]
 
         each = _together(channels, batch * rows * columns)
-        return lanes.spread(part, channels, each, axis=-1).flatten(3)
+        return lanes.map_slices(part, channels, each, axis=-1).flatten(3)
 
     @convolve.vjp
     def _(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
@@ -158,7 +158,7 @@ def evaluated(arrays: Sequence[mx.array]) -> bool:
 
 def _together(channels: int, pixels: int) -> int:
     """How many channels at a time: a fair share of a lane's, and no more than stay in its cache."""
-    shares = lanes.count(channels * pixels)
+    shares = lanes.part_count(channels * pixels)
     fair = -(-channels // (_LINE * shares))
     return min(fair, max(1, _CACHED // (_LINE * pixels))) * _LINE
 
@@ -275,7 +275,7 @@ TABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Depthwise:
+class DepthwiseProblem:
     """A convolution of that layer, of a picture of so many rows and columns."""
 
     channels: int
@@ -303,7 +303,7 @@ class Depthwise:
         # By the layer's own sizes: the picture that happens to come first must not decide for others.
         return "bands of 4" if self.channels <= _FEW else "toeplitz 4x4"
 
-    def small(self) -> Depthwise:
+    def small(self) -> DepthwiseProblem:
         # 5 × 9 outputs: whole blocks and parts of them
         return replace(self, rows=4 * self.stride + 1, columns=8 * self.stride + 1)
 
@@ -329,8 +329,8 @@ class Depthwise:
 def depthwise(weight: mx.array, stride: int) -> Convolution:
     """The best one for these weights on this device; which one it is is decided once."""
 
-    def problem(x: mx.array) -> Depthwise:
+    def problem(x: mx.array) -> DepthwiseProblem:
         rows, columns, channels = x.shape[1:]
-        return Depthwise(channels, weight.shape[1], stride, len(weight) // channels, rows, columns)
+        return DepthwiseProblem(channels, weight.shape[1], stride, len(weight) // channels, rows, columns)
 
-    return decided(problem, weight.dtype, weight, stride)
+    return deferred(problem, weight.dtype, weight, stride)

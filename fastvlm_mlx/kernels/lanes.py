@@ -23,7 +23,7 @@ _using = Lock()  # the streams are for one thread at a time
 _open: ContextVar[_Lanes] = ContextVar("lanes", default=())
 
 
-def begun(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+def run_parallel(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
     """`layer` of x: on a GPU under way; on a CPU computed, between cores by its first axis, or where that is
     too short operation by operation. Products take a thread each meanwhile."""
     cores = min(blas.threads(), _MOST) if mx.default_device() == mx.Device(mx.cpu) else 1
@@ -33,19 +33,19 @@ def begun(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
         return y
     with _using, _opened(_streams(cores)), blas.single():
         each = len(x) if len(x) < cores else -(-len(x) // cores)
-        y = spread(lambda few: layer(x[few]), len(x), each)
+        y = map_slices(lambda few: layer(x[few]), len(x), each)
         mx.eval(y)
     return y
 
 
-def count(values: int) -> int:
+def part_count(values: int) -> int:
     """Into how many parts to divide the work of so many values, for all to be computed at once."""
     return max(1, len(_open.get())) if values >= _WORTH_IT else 1
 
 
-def spread(part: Callable[[slice], mx.array], length: int, each: int, axis: int = 0) -> mx.array:
+def map_slices(part: Callable[[slice], mx.array], length: int, each: int, axis: int = 0) -> mx.array:
     """What `part` gives of every `each` of `length`, in order along `axis`."""
-    parts = shared([partial(part, few) for few in slices(length, each)])
+    parts = run_all([partial(part, few) for few in slices(length, each)])
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis)
 
 
@@ -53,7 +53,7 @@ def slices(length: int, each: int) -> list[slice]:
     return [slice(first, first + each) for first in range(0, length, each)]
 
 
-def shared(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
+def run_all(parts: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
     """What all give, between the cores. A part of several is not divided again."""
     lanes = _open.get()
     if len(parts) == 1 or not lanes:

@@ -16,7 +16,7 @@ from .qwen2 import Group, Qwen2
 from .vision import FastViTHD
 
 
-class Gone(nn.Module):
+class ReleasedTower(nn.Module):
     """Takes the place of tower and projector once they are freed."""
 
     def __call__(self, pixels: mx.array) -> mx.array:
@@ -49,27 +49,27 @@ class FastVLM(nn.Module):
         self.language.shard(group)
         self.group = group
 
-    def agreed(self, ids: mx.array) -> mx.array:
+    def synchronize(self, ids: mx.array) -> mx.array:
         """The first rank's ids on every rank: the others may have rounded or sampled differently."""
         if self.group is None:
             return ids
         first = mx.array(self.group.rank() == 0, ids.dtype)  # multiplied, so that every rank computes its own
         return mx.distributed.all_sum(ids * first, group=self.group)
 
-    def forget_tower(self) -> None:
+    def release_tower(self) -> None:
         """Free the tower and the projector."""
-        self.vision = self.projector = Gone()  # type: ignore[assignment]  # called as they are
+        self.vision = self.projector = ReleasedTower()  # type: ignore[assignment]  # called as they are
         mx.clear_cache()
 
     def encode_image(self, pixels: mx.array) -> mx.array:
         """(B, H, W, 3) -> (B, tokens, d), tokens in raster order"""
         return self.projector(self.vision(pixels).flatten(1, 2))
 
-    def embed(self, prompt: Prompt, seen: Mapping[Picture, mx.array] = MappingProxyType({})) -> mx.array:
+    def embed(self, prompt: Prompt, features: Mapping[Picture, mx.array] = MappingProxyType({})) -> mx.array:
         """-> (1, positions, d); `seen` holds what `encode_image` made of pictures, (tokens, d) each"""
-        return mx.concatenate([self._embed(part, seen) for part in prompt])[None]
+        return mx.concatenate([self._embed(part, features) for part in prompt])[None]
 
-    def _embed(self, part: Part, seen: Mapping[Picture, mx.array]) -> mx.array:
+    def _embed(self, part: Part, features: Mapping[Picture, mx.array]) -> mx.array:
         if isinstance(part, Picture):
-            return seen[part] if part in seen else self.encode_image(part.pixels)[0]
+            return features[part] if part in features else self.encode_image(part.pixels)[0]
         return self.language.embedding(mx.array(part.ids, dtype=mx.uint32))

@@ -69,7 +69,7 @@ def _attend_packed(q: mx.array, k: Packed, v: Packed, scale: float, mask: Mask) 
     return mx.quantized_matmul(weights, *v[:3], False, v.how.group_size, v.how.bits).reshape(q.shape)
 
 
-def halves(both: mx.array) -> tuple[mx.array, mx.array]:
+def split_kv(both: mx.array) -> tuple[mx.array, mx.array]:
     """Keys and values as views; indexing would copy them."""
     keys, values = mx.split(both, 2)
     return keys.squeeze(0), values.squeeze(0)
@@ -84,8 +84,8 @@ class KVCache:
     def __init__(self, how: Quantization | None = None) -> None:
         self.offset = 0  # columns in use
         self.how = how
-        self._empty: tuple[int, ...] = ()  # padding at the start of each row, if lengths differ
-        self._held: tuple[
+        self._padding: tuple[int, ...] = ()  # padding at the start of each row, if lengths differ
+        self._arrays: tuple[
             mx.array, ...
         ] = ()  # keys and values in one array, or its packed parts, with spare capacity
 
@@ -93,68 +93,68 @@ class KVCache:
         """Append keys and values (2, B, kv_heads, L, head_dim); return all keys, all values."""
         if self.how is None:
             (held,) = self.append(both)
-            return halves(held)
+            return split_kv(held)
         parts = self.append(*mx.quantize(both, self.how.group_size, self.how.bits))
-        words, scales, biases = map(halves, parts)
+        words, scales, biases = map(split_kv, parts)
         keys, values = (Packed(words[kind], scales[kind], biases[kind], self.how) for kind in (0, 1))
         return keys, values
 
     def append(self, *parts: mx.array) -> list[mx.array]:
         """Append parts as `arrays` has them; return all of each."""
         start, end = self.offset, self.offset + parts[0].shape[-2]
-        before: Sequence[mx.array | None] = self._held or [None] * len(parts)
-        self._held = tuple(_grown(held, start, end, part) for held, part in zip(before, parts, strict=True))
-        for held, part in zip(self._held, parts, strict=True):
+        before: Sequence[mx.array | None] = self._arrays or [None] * len(parts)
+        self._arrays = tuple(_grow(held, start, end, part) for held, part in zip(before, parts, strict=True))
+        for held, part in zip(self._arrays, parts, strict=True):
             held[..., start:end, :] = part
         self.offset = end
-        return [held[..., :end, :] for held in self._held]
+        return [held[..., :end, :] for held in self._arrays]
 
     @property
     def position(self) -> int | mx.array:
         """The next position, shared or per row; the same in all layers."""
-        return mx.array([self.offset - empty for empty in self._empty]) if self._empty else self.offset
+        return mx.array([self.offset - empty for empty in self._padding]) if self._padding else self.offset
 
     def mask(self, length: int) -> Mask:
         """The attention mask for `length` new positions; the same in all layers."""
-        if not self._empty:
+        if not self._padding:
             return "causal" if length > 1 else None
         columns, own = mx.arange(self.offset + length), mx.arange(self.offset, self.offset + length)
-        held = columns >= mx.array(self._empty)[:, None, None, None]
+        held = columns >= mx.array(self._padding)[:, None, None, None]
         return held & (columns <= own[:, None])
 
     def keep(self, rows: list[int]) -> None:
         """Keep only these rows of the batch."""
-        if not self._held:
+        if not self._arrays:
             return
-        chosen, empty = mx.array(rows), [self._empty[row] for row in rows] if self._empty else []
+        chosen, empty = mx.array(rows), [self._padding[row] for row in rows] if self._padding else []
         cut = min(empty, default=0)
-        self._held = tuple(held[:, chosen, :, cut:] for held in self._held)
+        self._arrays = tuple(held[:, chosen, :, cut:] for held in self._arrays)
         self.offset -= cut
-        self._empty = tuple(count - cut for count in empty) if any(count > cut for count in empty) else ()
+        self._padding = tuple(count - cut for count in empty) if any(count > cut for count in empty) else ()
 
     def join(self, other: KVCache) -> None:
         """Append the rows of another cache."""
         end = max(self.offset, other.offset)
-        empty = [*self._emptied(end), *other._emptied(end)]
-        self._held = tuple(
-            _stacked(first, self.offset, second, other.offset)
-            for first, second in zip(self._held, other._held, strict=True)
+        empty = [*self._padding_at(end), *other._padding_at(end)]
+        self._arrays = tuple(
+            _stack(first, self.offset, second, other.offset)
+            for first, second in zip(self._arrays, other._arrays, strict=True)
         )
-        self._empty = tuple(empty) if any(empty) else ()
+        self._padding = tuple(empty) if any(empty) else ()
         self.offset = end
 
     def row(self, row: int) -> KVCache:
         """A copy of one row."""
-        empty = self._empty[row] if self._empty else 0
+        empty = self._padding[row] if self._padding else 0
         other = KVCache(self.how)
         other.offset = self.offset - empty
         # Copies: slices would keep the batch's arrays alive.
-        other._held = tuple(held[:, row : row + 1, :, empty : self.offset] + 0 for held in self._held)
+        other._arrays = tuple(held[:, row : row + 1, :, empty : self.offset] + 0 for held in self._arrays)
         return other
 
-    def _emptied(self, end: int) -> list[int]:
-        rows = self._held[0].shape[1] if self._held else 0
-        return [end - self.offset + empty for empty in self._empty or (0,) * rows]
+    def _padding_at(self, end: int) -> list[int]:
+        rows = self._arrays[0].shape[1] if self._arrays else 0
+        return [end - self.offset + empty for empty in self._padding or (0,) * rows]
 
     def trim(self, positions: int) -> None:
         """Keep the first `positions` only."""
@@ -164,16 +164,16 @@ class KVCache:
         """An independent cache with the first `positions`."""
         other = KVCache(self.how)
         other.offset = min(self.offset, positions)
-        other._held = tuple(held[..., : other.offset, :] for held in self._held)
+        other._arrays = tuple(held[..., : other.offset, :] for held in self._arrays)
         return other
 
     @property
     def arrays(self) -> list[mx.array]:
         """Keys and values (2, B, kv_heads, capacity, head_dim), or their words, scales and biases."""
-        return list(self._held)
+        return list(self._arrays)
 
 
-def _stacked(first: mx.array, used: int, second: mx.array, others: int) -> mx.array:
+def _stack(first: mx.array, used: int, second: mx.array, others: int) -> mx.array:
     """Both batches aligned at their ends, with capacity for another step."""
     end = max(used, others)
     room = -(-(end + 1) // _STEP) * _STEP - end
@@ -184,7 +184,7 @@ def _stacked(first: mx.array, used: int, second: mx.array, others: int) -> mx.ar
     return mx.concatenate(parts, axis=1)
 
 
-def _grown(held: mx.array | None, used: int, needed: int, like: mx.array) -> mx.array:
+def _grow(held: mx.array | None, used: int, needed: int, like: mx.array) -> mx.array:
     if held is not None and needed <= held.shape[-2]:
         return held
     *outer, _, dim = like.shape

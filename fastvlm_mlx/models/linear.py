@@ -10,7 +10,7 @@ import mlx.nn as nn
 from .. import kernels
 
 
-def product(matrix: Any, rows: mx.array) -> mx.array:
+def linear(matrix: Any, rows: mx.array) -> mx.array:
     """rows · matrixᵀ for a matrix without bias, an output head or a tied embedding."""
     if type(matrix) in (nn.Linear, nn.Embedding):
         return kernels.product(rows, matrix.weight)
@@ -18,7 +18,7 @@ def product(matrix: Any, rows: mx.array) -> mx.array:
     return y
 
 
-def added(sums: mx.array, matrix: Any, rows: mx.array) -> mx.array:
+def add_linear(sums: mx.array, matrix: Any, rows: mx.array) -> mx.array:
     """sums + rows · matrixᵀ without the matrix's bias, which the caller adds to the sums. One operation if
     the matrix is dense."""
     if type(matrix) is nn.Linear:

@@ -32,7 +32,7 @@ _PARTS = ("lora_a", "lora_b")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LoRASettings:
     rank: int = 8
     alpha: float = 16.0
     patterns: tuple[str, ...] = (r"language\.layers\.\d+\.(attention|mlp)\.",)
@@ -58,7 +58,7 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class Adapter:
     base: str  # the name of the model it was trained for
-    settings: Settings
+    settings: LoRASettings
     weights: Mapping[str, mx.array]
 
     @property
@@ -74,7 +74,7 @@ class Adapter:
 class LoRALinear(nn.Module):
     """y = x Wᵀ + bias + scale · (x A) B, in W's type. W's own tensors, packed or not, keep their names."""
 
-    def __init__(self, base: nn.Linear | nn.QuantizedLinear, settings: Settings):
+    def __init__(self, base: nn.Linear | nn.QuantizedLinear, settings: LoRASettings):
         super().__init__()
         for name, array in base.parameters().items():
             self[name] = array
@@ -105,7 +105,7 @@ class LoRALinear(nn.Module):
         )
 
 
-def attach(model: FastVLM, settings: Settings, key: mx.array) -> None:
+def attach(model: FastVLM, settings: LoRASettings, key: mx.array) -> None:
     """Add fresh pairs to the matrices that the patterns match. B is zero, so outputs do not change yet."""
     matrices = _matrices(model)
     paths = [path for path in matrices if any(re.match(pattern, path) for pattern in settings.patterns)]
@@ -114,7 +114,7 @@ def attach(model: FastVLM, settings: Settings, key: mx.array) -> None:
             f"lora: no matrix of the model matches patterns = {list(settings.patterns)}; mend the recipe "
             f"(names are such as {next(iter(matrices))!r})"
         )
-    _widen(model, paths, settings)
+    _wrap(model, paths, settings)
     weights = {}
     for path, each in zip(paths, mx.random.split(key, len(paths)), strict=True):
         inputs = matrices[path][0]
@@ -126,7 +126,7 @@ def attach(model: FastVLM, settings: Settings, key: mx.array) -> None:
 def apply(model: FastVLM, adapter: Adapter, paths: Iterable[str]) -> None:
     """Add a trained adapter to these matrices, without merging it."""
     chosen = set(paths)
-    _widen(model, sorted(chosen), dataclasses.replace(adapter.settings, dropout=0.0))
+    _wrap(model, sorted(chosen), dataclasses.replace(adapter.settings, dropout=0.0))
     weights = {name: array for name, array in adapter.weights.items() if name.rpartition(".")[0] in chosen}
     model.update(tree_unflatten(list(weights.items())))
 
@@ -164,7 +164,7 @@ def read(directory: Path) -> Adapter:
             f"version {FORMAT_VERSION}, is read here; train it with `fastvlm-mlx train`"
         )
     body = {key: value for key, value in raw.items() if key not in ("format", "format_version", "base")}
-    settings = parse(Settings, body, file, repair="write the adapter again")
+    settings = parse(LoRASettings, body, file, repair="write the adapter again")
     weights = tensorfile.lazy_arrays(directory / WEIGHTS)
     adapter = Adapter(str(raw.get("base", "a model that is not named")), settings, weights)
     pairs = {f"{path}.{part}" for path in adapter.paths for part in _PARTS}
@@ -202,7 +202,7 @@ def _width(matrix: nn.Linear | nn.QuantizedLinear) -> tuple[int, int]:
     return (inputs * 32 // matrix.bits if isinstance(matrix, nn.QuantizedLinear) else inputs), outputs
 
 
-def _widen(model: FastVLM, paths: Iterable[str], settings: Settings) -> None:
+def _wrap(model: FastVLM, paths: Iterable[str], settings: LoRASettings) -> None:
     modules = dict(model.named_modules())
     wide = [(path, LoRALinear(modules[path], settings)) for path in paths]
     model.update_modules(tree_unflatten(wide))

@@ -18,7 +18,7 @@ import mlx.nn as nn
 from .. import kernels
 from ..config import VisionConfig
 from ..kernels import gelu
-from .linear import added
+from .linear import add_linear
 
 _LAYER_NORM_EPS = 1e-5
 _T = TypeVar("_T")
@@ -103,7 +103,7 @@ class ConvFFN(nn.Module):
         rows = self.depthwise.unbiased(x)
         wide = self.fc1.weight.shape[0]
         return kernels.by_rows(
-            lambda sums, rows: added(sums, self.fc2, gelu(self.fc1(rows))), wide, sums, rows
+            lambda sums, rows: add_linear(sums, self.fc2, gelu(self.fc1(rows))), wide, sums, rows
         )
 
 
@@ -117,7 +117,7 @@ class RepMixerBlock(nn.Module):
         return self.ffn(self.mixer.unbiased(x), self.mixer.bias)
 
 
-class Attention(nn.Module):
+class TowerAttention(nn.Module):
     def __init__(self, dim: int, head_dim: int):
         super().__init__()
         self.qkv = nn.Linear(dim, 3 * dim)  # 1/√d and the norm's affine are inside
@@ -133,14 +133,14 @@ class Attention(nn.Module):
         ).reshape(batch, height * width, 3, -1, self._head_dim)
         q, k, v = (part.squeeze(2).swapaxes(1, 2) for part in mx.split(qkv, 3, axis=2))
         seen = kernels.attend(q, k, v).swapaxes(1, 2).flatten(2)  # (B, N, dim)
-        sums = kernels.by_rows(lambda rows, seen: added(rows, self.proj, seen), dim, rows, seen)
+        sums = kernels.by_rows(lambda rows, seen: add_linear(rows, self.proj, seen), dim, rows, seen)
         return sums.reshape(x.shape), self.proj.bias
 
 
 class AttentionBlock(nn.Module):
     def __init__(self, dim: int, ratio: int, head_dim: int):
         super().__init__()
-        self.attention = Attention(dim, head_dim)
+        self.attention = TowerAttention(dim, head_dim)
         self.ffn = ConvFFN(dim, ratio)
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -29,16 +29,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import FastVLMError, PromptError
 from ..inference.decoding import Event, Finished, Token
-from ..inference.generate import refuse_beyond
+from ..inference.generate import check_context
 from ..inputs.prompt import assemble
 from ..inputs.tiling import ImageOptions
 from ..vlm import VLM
 from . import pictures, reply
-from .engine import Closing, Engine, Failed, Question
-from .json_schema import Shapes
+from .engine import Engine, Failed, Question, ShuttingDown
+from .json_schema import SchemaCompiler
 from .metrics import Metrics
-from .progress import Course, Streamed, unless_gone
-from .request import Asked, Refused, chatml, parse
+from .progress import Progress, Streamed, unless_gone
+from .request import ChatRequest, RequestError, chatml, parse
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class _Service:
         self._settings, self._vlm, self._engine = settings, vlm, engine
         self._metrics = Metrics(engine)
         self.counted = self._metrics.requests
-        self._shapes: Shapes | None = None  # built for the first request with a schema; takes seconds
+        self._shapes: SchemaCompiler | None = None  # built for the first request with a schema; takes seconds
         self._shapes_lock = Lock()
         self._started = int(time.time())
         self._decoding = CapacityLimiter(_DECODING)
@@ -143,7 +143,7 @@ class _Service:
             requested = parse(await self._body(request))
             self._check_model(requested.model)
             question = await to_thread.run_sync(self._question, requested, limiter=self._decoding)
-            course = Course(arrived, reply.Stops(requested.stop))
+            course = Progress(arrived, reply.Stops(requested.stop))
             head = reply.Head(
                 f"chatcmpl-{uuid.uuid4().hex}", self._settings.name, int(time.time()), requested.include_usage
             )
@@ -162,7 +162,7 @@ class _Service:
     # --- answers
 
     async def _whole(
-        self, requested: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
+        self, requested: ChatRequest, head: reply.Head, course: Progress, events: AsyncGenerator[Event]
     ) -> dict[str, Any]:
         text: list[str] = []
         logprobs: list[reply.TokenLogprob] = []
@@ -178,7 +178,7 @@ class _Service:
         return head.completion("".join(text), course.reason, course.usage(), course.timings(), shown)
 
     async def _chunks(
-        self, requested: Asked, head: reply.Head, course: Course, events: AsyncGenerator[Event]
+        self, requested: ChatRequest, head: reply.Head, course: Progress, events: AsyncGenerator[Event]
     ) -> AsyncGenerator[bytes]:
         yield reply.sse(head.opening())
         try:
@@ -205,7 +205,7 @@ class _Service:
         def receive(event: Event | Failed) -> None:
             loop.call_soon_threadsafe(received.put_nowait, event)
 
-        ticket = self._engine.ask(question, receive)
+        ticket = self._engine.submit(question, receive)
         try:
             while True:
                 event = await received.get()
@@ -222,7 +222,7 @@ class _Service:
     def _logprobs(self, event: Event) -> list[reply.TokenLogprob]:
         if not isinstance(event, Token) or event.logprob is None:
             return []
-        top = tuple(self._logprob(id, logprob) for id, logprob in event.likeliest)
+        top = tuple(self._logprob(id, logprob) for id, logprob in event.top_logprobs)
         return [replace(self._logprob(event.id, event.logprob), top=top)]
 
     def _logprob(self, id: int, logprob: float) -> reply.TokenLogprob:
@@ -234,7 +234,7 @@ class _Service:
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # browsers send other types across origins without asking
-            raise Refused(f"the content type is {kind or 'missing'}; send application/json", 415)
+            raise RequestError(f"the content type is {kind or 'missing'}; send application/json", 415)
         limit, body = self._settings.body_bytes, bytearray()
         try:
             async with asyncio.timeout(_BODY_S):
@@ -242,19 +242,19 @@ class _Service:
                     body += chunk
                     if len(body) > limit:
                         found = f"the request has more than {limit} bytes; send smaller pictures"
-                        raise Refused(found, 413)
+                        raise RequestError(found, 413)
         except TimeoutError:
-            raise Refused(
+            raise RequestError(
                 f"the request did not arrive within {_BODY_S} s; send smaller pictures", 408
             ) from None
         return bytes(body)
 
-    def _question(self, requested: Asked) -> Question:
+    def _question(self, requested: ChatRequest) -> Question:
         """Fetch and decode the pictures and tokenize. Takes seconds, so it runs in a worker thread."""
         text, links = chatml(requested.messages)
         if len(links) > _MOST_PICTURES:
             found = f"the request has {len(links)} pictures; send at most {_MOST_PICTURES}"
-            raise Refused(found, param="messages", code="too_many_images")
+            raise RequestError(found, param="messages", code="too_many_images")
         limits = self._settings.limits
         shown = [
             self._vlm.picture(pictures.open_link(link, limits), ImageOptions(requested.image_size))
@@ -264,18 +264,18 @@ class _Service:
         for picture in shown:
             _ = picture.key  # hash the pixels here, not in the model's thread
         try:
-            refuse_beyond(self._vlm.config.text.context, [prompt])
+            check_context(self._vlm.config.text.context, [prompt])
         except PromptError as error:
-            raise Refused(str(error), param="messages", code="context_length_exceeded") from None
-        form = requested.form
+            raise RequestError(str(error), param="messages", code="context_length_exceeded") from None
+        form = requested.response_format
         shape = None if form is None else self._shared_shapes().begin(form)
         max_tokens = self._settings.max_tokens if requested.max_tokens is None else requested.max_tokens
         return Question(prompt, max_tokens, requested.sampling, requested.top_logprobs, shape)
 
-    def _shared_shapes(self) -> Shapes:
+    def _shared_shapes(self) -> SchemaCompiler:
         with self._shapes_lock:  # requests are prepared in several threads
             if self._shapes is None:
-                self._shapes = Shapes(self._vlm.tokenizer)
+                self._shapes = SchemaCompiler(self._vlm.tokenizer)
             return self._shapes
 
     def _check_host(self, request: Request) -> None:
@@ -285,9 +285,9 @@ class _Service:
             name = urlsplit(f"//{host}").hostname
         except ValueError:  # such as an open bracket
             found = f"the Host header {host!r} is not a host name; use the server's address"
-            raise Refused(found) from None
+            raise RequestError(found) from None
         if hosts and name not in hosts:
-            raise Refused(f"this server is not called {host!r}; use its own address", 403)
+            raise RequestError(f"this server is not called {host!r}; use its own address", 403)
 
     def _check_key(self, request: Request) -> None:
         self._check_host(request)
@@ -297,12 +297,12 @@ class _Service:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
             found = "the API key is missing or wrong; send Authorization: Bearer …"
-            raise Refused(found, 401, code="invalid_api_key")
+            raise RequestError(found, 401, code="invalid_api_key")
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._settings.name:
             found = f"there is no model {name!r} here; use {self._settings.name!r}"
-            raise Refused(found, 404, param="model", code="model_not_found")
+            raise RequestError(found, 404, param="model", code="model_not_found")
 
     def _models(self) -> dict[str, Any]:
         dtype = str(self._vlm.dtype).removeprefix("mlx.core.")
@@ -311,7 +311,7 @@ class _Service:
     # --- load and counts
 
     def _enter(self) -> None:
-        places = self._engine.places
+        places = self._engine.slots
         if self._open >= places + self._settings.queue:
             least, most = _RETRY_S
             raise _Busy(min(max(math.ceil(self._answer_s * self._open / places), least), most))
@@ -324,7 +324,7 @@ class _Service:
             return
         self._answer_s += (time.perf_counter() - arrived - self._answer_s) / 16
 
-    def _count(self, course: Course) -> None:
+    def _count(self, course: Progress) -> None:
         self._metrics.answer_tokens.inc(course.tokens)
         if course.tokens:
             self._metrics.first_token.observe(course.first_s)
@@ -332,7 +332,7 @@ class _Service:
             self._metrics.speed.observe(course.tokens_per_s)
 
 
-class _Busy(Refused):
+class _Busy(RequestError):
     def __init__(self, retry_s: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_s} s", 429, code="queue_full")
         self.retry_s = retry_s
@@ -346,20 +346,20 @@ async def _error_response(request: Request, error: Exception) -> Response:
     return JSONResponse(refused.body(), refused.status, headers)
 
 
-def _as_refused(error: Exception) -> Refused:
+def _as_refused(error: Exception) -> RequestError:
     match error:
-        case Refused():
+        case RequestError():
             return error
-        case Closing():
-            return Refused(str(error), 503)
+        case ShuttingDown():
+            return RequestError(str(error), 503)
         case FastVLMError():
-            return Refused(str(error))
+            return RequestError(str(error))
         case HTTPException():
-            return Refused(f"{error.detail}; see /v1/models and /v1/chat/completions", error.status_code)
+            return RequestError(f"{error.detail}; see /v1/models and /v1/chat/completions", error.status_code)
         case ClientDisconnect():
-            return Refused("the client disconnected", _GONE)
+            return RequestError("the client disconnected", _GONE)
         case _:
-            return Refused("the server failed on this request; see its log", 500)
+            return RequestError("the server failed on this request; see its log", 500)
 
 
 class _Counting:

@@ -22,9 +22,19 @@ import numpy.typing as npt
 
 from ..errors import FastVLMError
 from ..inference import thread_exit
-from ..inference.caches import FEATURE_BYTES, PREFIX_BYTES, Features, Prefix, Prefixes, rows
-from ..inference.decoding import Batch, Event, Finished, Form, Row, Seen, Token, prefilled, see
-from ..inference.generate import refuse_beyond, room_for
+from ..inference.caches import FEATURE_BYTES, PREFIX_BYTES, Features, Prefix, Prefixes, position_keys
+from ..inference.decoding import (
+    Answering,
+    Batch,
+    Constraint,
+    Event,
+    Finished,
+    ImageFeatures,
+    Token,
+    encode_images,
+    prefilled_event,
+)
+from ..inference.generate import answer_limit, check_context
 from ..inference.sampling import Sampling
 from ..inputs.prompt import Prompt, positions
 from ..vlm import VLM
@@ -33,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 _AT_ONCE = 512  # prompt positions to prefill before the running answers decode again
 
 
-class Closing(FastVLMError):
+class ShuttingDown(FastVLMError):
     """The engine is closing and accepts no more questions."""
 
 
@@ -49,8 +59,8 @@ class Question:
     prompt: Prompt
     max_tokens: int = 512
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
-    likeliest: int | None = None  # number of alternatives in each token's logprobs; None for no logprobs
-    form: Form | None = None  # restricts the tokens of this answer; not shared with others
+    top_logprobs: int | None = None  # number of alternatives in each token's logprobs; None for no logprobs
+    constraint: Constraint | None = None  # restricts the tokens of this answer; not shared with others
 
 
 @dataclass(slots=True, eq=False)
@@ -79,10 +89,10 @@ class Ticket:
         self.ended = True
 
 
-class _IsolatedForm:
+class _IsolatedConstraint:
     """Wraps a form so that its errors end only its own answer. A schema can fail in the middle of one."""
 
-    def __init__(self, form: Form, ticket: Ticket, vocabulary: int) -> None:
+    def __init__(self, form: Constraint, ticket: Ticket, vocabulary: int) -> None:
         self._form, self._ticket, self._vocabulary = form, ticket, vocabulary
 
     def allowed(self) -> npt.NDArray[np.bool_]:
@@ -93,10 +103,10 @@ class _IsolatedForm:
                 self._fail(error)
         return np.ones(self._vocabulary, np.bool_)
 
-    def said(self, token: int) -> None:
+    def advance(self, token: int) -> None:
         if not self._ticket.ended:
             try:
-                self._form.said(token)
+                self._form.advance(token)
             except FastVLMError as error:
                 self._fail(error)
 
@@ -116,15 +126,15 @@ class Engine:
         feature_bytes: int = FEATURE_BYTES,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
-        self.places = places
+        self.slots = places
         self.features = Features(feature_bytes)
         self.prefixes = Prefixes(prefix_bytes)
-        self.reused_tokens = 0
-        self.read_tokens = 0
+        self.cached_tokens = 0
+        self.prefilled_tokens = 0
         self._load = load
         self._waiting: deque[Ticket] = deque()
         self._beginning: list[Ticket] = []
-        self._answering: dict[Row, Ticket] = {}
+        self._answering: dict[Answering, Ticket] = {}
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -140,11 +150,11 @@ class Engine:
         assert self._loaded is not None
         return self._loaded
 
-    def ask(self, question: Question, receive: Callable[[Event | Failed], None]) -> Ticket:
+    def submit(self, question: Question, receive: Callable[[Event | Failed], None]) -> Ticket:
         ticket = Ticket(question, receive)
         with self._changed:
             if self._closing:
-                raise Closing("the server is shutting down; try again later")
+                raise ShuttingDown("the server is shutting down; try again later")
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket
@@ -191,7 +201,7 @@ class Engine:
     def _take(self) -> None:
         """Choose the next questions, up to the free places and to about _AT_ONCE positions of prompt."""
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
-        taken, free = 0, self.places - len(self._answering)
+        taken, free = 0, self.slots - len(self._answering)
         while self._waiting and len(self._beginning) < free and taken < _AT_ONCE:
             self._beginning.append(self._waiting.popleft())
             taken += positions(self._beginning[-1].question.prompt)
@@ -204,12 +214,12 @@ class Engine:
                 continue
             with self._isolated(ticket):
                 prompt = ticket.question.prompt
-                refuse_beyond(vlm.config.text.context, [prompt])
-                prefix = self.prefixes.begun(prompt, vlm.model.language.new_caches)
+                check_context(vlm.config.text.context, [prompt])
+                prefix = self.prefixes.longest_match(prompt, vlm.model.language.new_caches)
                 resumed.append((ticket, prefix, *prefix.resume(prompt)))
-        shared: Seen | None = None
+        shared: ImageFeatures | None = None
         try:
-            shared = see([rest for *_, rest in resumed], vlm.model, self.features)
+            shared = encode_images([rest for *_, rest in resumed], vlm.model, self.features)
         except Exception as error:  # noqa: BLE001 - each question then encodes its own
             _LOG.debug("encoding the pictures of several questions at once failed: %s", error)
         for ticket, prefix, reused, rest in resumed:
@@ -220,23 +230,29 @@ class Engine:
         self._beginning.clear()
 
     def _prefill(
-        self, vlm: VLM, ticket: Ticket, prefix: Prefix, reused: int, rest: Prompt, shared: Seen | None
+        self,
+        vlm: VLM,
+        ticket: Ticket,
+        prefix: Prefix,
+        reused: int,
+        rest: Prompt,
+        shared: ImageFeatures | None,
     ) -> None:
         question = ticket.question
-        encoded = see([rest], vlm.model, self.features) if shared is None else shared
-        row = self._batch.row(
+        encoded = encode_images([rest], vlm.model, self.features) if shared is None else shared
+        row = self._batch.answer(
             question.sampling,
-            room_for(question.prompt, vlm.config.text.context, question.max_tokens),
-            question.likeliest,
-            question.form and _IsolatedForm(question.form, ticket, vlm.tokenizer.size),
+            answer_limit(question.prompt, vlm.config.text.context, question.max_tokens),
+            question.top_logprobs,
+            question.constraint and _IsolatedConstraint(question.constraint, ticket, vlm.tokenizer.size),
         )
         prefill_s = self._batch.admit([row], [rest], encoded.features, prefix.caches, self._step)
         self._answering[row] = ticket
         self.prefixes.put(prefix.fork(len(prefix)))
-        self.reused_tokens += reused
-        self.read_tokens += positions(rest)
-        ticket.send(prefilled(rest, encoded, prefill_s, reused))
-        if not row.room:
+        self.cached_tokens += reused
+        self.prefilled_tokens += positions(rest)
+        ticket.send(prefilled_event(rest, encoded, prefill_s, reused))
+        if not row.max_tokens:
             self._leave(row, self._batch.finish(row, "length"))
 
     @contextmanager
@@ -268,9 +284,9 @@ class Engine:
                 ticket.generated.append(event.id)
                 ticket.send(event)
             else:
-                cached = [*rows(ticket.question.prompt), *ticket.generated]
+                cached = [*position_keys(ticket.question.prompt), *ticket.generated]
                 self.prefixes.put(Prefix(self._batch.caches_of(row), cached))
                 self._leave(row, event)
 
-    def _leave(self, row: Row, event: Finished) -> None:
+    def _leave(self, row: Answering, event: Finished) -> None:
         self._answering.pop(row).end(event)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError, ConfigError
 from ..inputs.tokenizer import Tokenizer
-from .request import Form, Refused
+from .request import RequestError, ResponseFormat
 
 END = "<|im_end|>"
 # Whitespace between the parts of JSON: enough to indent, but a weak model cannot emit it for ever.
@@ -26,7 +26,7 @@ _OPTIONS = {"whitespace_pattern": _SPACES, "json_allow_general_unicode_escapes":
 _ANY_OBJECT = '{"type": "object"}'
 
 
-class Shapes:
+class SchemaCompiler:
     """Tables that all answers of a model share. Building them for Qwen2's vocabulary takes seconds."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -36,7 +36,7 @@ class Shapes:
             raise CheckpointError(f"the tokenizer has no {END}; copy its files again from the model's page")
         self._tokens = self._library.LLTokenizer(_of_text(tokenizer), n_vocab=tokenizer.size, eos_token=end)
 
-    def begin(self, form: Form) -> Shape:
+    def begin(self, form: ResponseFormat) -> SchemaConstraint:
         """Start an answer of this form. Raises Refused if the schema cannot be enforced."""
         matcher = self._library.LLMatcher
         schema = json.loads(form.schema or _ANY_OBJECT)
@@ -46,10 +46,12 @@ class Shapes:
         except ValueError as error:
             raise _refused(str(error)) from None
         limits = self._library.LLParserLimits(verbose_errors=False)
-        return Shape(matcher(self._tokens, grammar, log_level=0, limits=limits), self._tokens.vocab_size)
+        return SchemaConstraint(
+            matcher(self._tokens, grammar, log_level=0, limits=limits), self._tokens.vocab_size
+        )
 
 
-class Shape:
+class SchemaConstraint:
     """The state of one answer."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
@@ -69,7 +71,7 @@ class Shape:
         self._check()
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
 
-    def said(self, token_id: int) -> None:
+    def advance(self, token_id: int) -> None:
         """Advance by an allowed id."""
         self._matcher.consume_token(token_id)
         self._check()
@@ -102,10 +104,10 @@ def _of_text(tokenizer: Tokenizer) -> str:
     return json.dumps(state)
 
 
-def _refused(reason: str) -> Refused:
+def _refused(reason: str) -> RequestError:
     reason = " ".join(reason.split())[:200]
     found = f"response_format cannot be enforced ({reason}); send a simpler schema"
-    return Refused(found, param="response_format", code="invalid_json_schema")
+    return RequestError(found, param="response_format", code="invalid_json_schema")
 
 
 def _library() -> Any:

@@ -39,12 +39,12 @@ class Metrics:
         for name, help, read in (
             ("waiting", "Questions waiting for a place.", lambda: engine.waiting),
             ("answering", "Questions being answered.", lambda: engine.answering),
-            ("places", "Maximum number of questions answered at once.", lambda: engine.places),
+            ("places", "Maximum number of questions answered at once.", lambda: engine.slots),
             ("picture_hits", "Pictures whose features were cached.", lambda: engine.features.hits),
             ("picture_misses", "Pictures that were encoded.", lambda: engine.features.misses),
             ("picture_bytes", "Bytes of cached picture features.", lambda: engine.features.nbytes),
-            ("prompt_tokens_read", "Prompt tokens that were prefilled.", lambda: engine.read_tokens),
-            ("prompt_tokens_known", "Prompt tokens that were cached.", lambda: engine.reused_tokens),
+            ("prompt_tokens_read", "Prompt tokens that were prefilled.", lambda: engine.prefilled_tokens),
+            ("prompt_tokens_known", "Prompt tokens that were cached.", lambda: engine.cached_tokens),
             ("prefix_bytes", "Bytes of cached KV prefixes.", lambda: engine.prefixes.nbytes),
         ):
             gauge(name, help).set_function(read)

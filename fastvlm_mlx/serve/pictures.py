@@ -31,8 +31,8 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ImageError
-from ..inputs.image import Fetched, open_image
-from .request import Link, Refused
+from ..inputs.image import SourceBytes, open_image
+from .request import Link, RequestError
 
 MOST_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -99,14 +99,14 @@ def open_link(link: Link, limits: Limits) -> Image.Image:
     try:
         picture = open_image(data, most_pixels=limits.most_pixels)
     except ImageError as error:
-        raise Refused(str(error), param=link.at, code="invalid_image") from None
+        raise RequestError(str(error), param=link.at, code="invalid_image") from None
     side = math.isqrt(limits.most_pixels)
     if max(picture.size) > side:  # a long strip would be padded to a huge square
         picture.thumbnail((side, side), Image.Resampling.BICUBIC)
     return picture
 
 
-def fetch(link: Link, limits: Limits) -> Fetched:
+def fetch(link: Link, limits: Limits) -> SourceBytes:
     """Return the encoded bytes of a picture."""
     scheme = link.url[:6].lower()
     if scheme.startswith("data:"):
@@ -118,16 +118,16 @@ def fetch(link: Link, limits: Limits) -> Fetched:
         raise _refused(link, f"{found}; send the picture as data:image/png;base64,…")
     else:
         data = _Fetch(link, limits, time.monotonic() + limits.fetch_s).run()
-    fetched = Fetched(data)
+    fetched = SourceBytes(data)
     fetched.origin = link.at
     return fetched
 
 
-def _refused(link: Link, found: str, status: int = 400, code: str = "invalid_image_url") -> Refused:
-    return Refused(f"{link.at} {found}", status, param=link.at, code=code)
+def _refused(link: Link, found: str, status: int = 400, code: str = "invalid_image_url") -> RequestError:
+    return RequestError(f"{link.at} {found}", status, param=link.at, code=code)
 
 
-def _too_large(link: Link, limits: Limits) -> Refused:
+def _too_large(link: Link, limits: Limits) -> RequestError:
     found = f"is larger than {limits.most_bytes} bytes; send a smaller picture"
     return _refused(link, found, 413, "image_too_large")
 

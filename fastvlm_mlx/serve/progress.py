@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Course:
+class Progress:
     """Progress of one answer: its events, counted and timed."""
 
     arrived: float  # when the request arrived, by time.perf_counter
@@ -54,7 +54,7 @@ class Course:
 
     def usage(self) -> reply.Usage:
         assert self.prefilled
-        return reply.Usage(self.prefilled.tokens, self.tokens, self.prefilled.reused_tokens)
+        return reply.Usage(self.prefilled.tokens, self.tokens, self.prefilled.cached_tokens)
 
     def timings(self) -> reply.Timings:
         assert self.prefilled

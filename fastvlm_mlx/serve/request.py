@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from ..config import IMAGE_MARK, STRIDE
 from ..errors import ConfigError, FastVLMError
 from ..inference.sampling import Sampling
-from ..inputs.prompt import opening
+from ..inputs.prompt import system_turn
 
 MOST_STOPS = 4
 MOST_STOP_CHARACTERS = 256
@@ -70,7 +70,7 @@ _SAMPLING: dict[str, type] = {
 }
 
 
-class Refused(FastVLMError):
+class RequestError(FastVLMError):
     """A refused request: a one-line message, an HTTP status, and the field at fault."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ResponseFormat:
     """The JSON that an answer must match. Without a schema: any object."""
 
     schema: str | None = None  # as JSON
@@ -111,7 +111,7 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChatRequest:
     model: str | None
     messages: tuple[Message, ...]  # at most one system message, which is first; the last is the user's
     stream: bool = False
@@ -120,11 +120,11 @@ class Asked:
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None  # None: no log probabilities
-    form: Form | None = None
+    response_format: ResponseFormat | None = None
     image_size: int | None = None
 
 
-def parse(body: bytes) -> Asked:
+def parse(body: bytes) -> ChatRequest:
     """Parse a completion request. Unknown fields are ignored."""
     request = _Object(_json(body))
     for name, neutral in _NEUTRAL.items():
@@ -132,7 +132,7 @@ def parse(body: bytes) -> Asked:
     stream = request.get("stream", bool) or False
     options = request.object("stream_options")
     usage = options is not None and options.get("include_usage", bool)
-    return Asked(
+    return ChatRequest(
         model=request.get("model", str),
         messages=_messages(request),
         stream=stream,
@@ -141,7 +141,7 @@ def parse(body: bytes) -> Asked:
         sampling=_sampling(request),
         stop=_stop(request),
         top_logprobs=_top_logprobs(request),
-        form=_form(request),
+        response_format=_form(request),
         image_size=_image_size(request),
     )
 
@@ -155,7 +155,7 @@ def chatml(messages: Sequence[Message]) -> tuple[str, tuple[Link, ...]]:
     Each text and each picture of a turn is a line.
     """
     system = next((_text(message.pieces) for message in messages if message.role == "system"), None)
-    turns, links = [opening(system)], list[Link]()
+    turns, links = [system_turn(system)], list[Link]()
     for message in messages:
         if message.role != "system":
             pieces = _pictures_first(message.pieces)
@@ -198,7 +198,7 @@ class _Object:
         value, at = self.get(name, kind), self.place(name)
         if value is None:
             found = f"{at} is missing; {_TYPE_NAMES[kind]} is expected"
-            raise Refused(found, param=at, code="missing_required_parameter")
+            raise RequestError(found, param=at, code="missing_required_parameter")
         return value
 
     def object(self, name: str) -> _Object | None:
@@ -209,7 +209,7 @@ class _Object:
         value, at = self.raw.get(name), self.place(name)
         if value is not None and (isinstance(value, bool) or value not in neutral):
             found = f"{at} is {_short(value)}, which this server does not support; leave it out"
-            raise Refused(found, param=at, code="unsupported_parameter")
+            raise RequestError(found, param=at, code="unsupported_parameter")
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -219,9 +219,9 @@ def _json(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body.decode("utf-8-sig"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # malformed, not UTF-8, nested too deeply
-        raise Refused(f"the body is not JSON ({error}); send one object", code="invalid_json") from None
+        raise RequestError(f"the body is not JSON ({error}); send one object", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise Refused(f"the body is {_short(value)}; send one object", code="invalid_json")
+        raise RequestError(f"the body is {_short(value)}; send one object", code="invalid_json")
     return value
 
 
@@ -230,7 +230,7 @@ def _typed(value: Any, kind: type[T], at: str) -> T:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         found = f"{at} is {_short(value)}; {_TYPE_NAMES[kind]} is expected"
-        raise Refused(found, param=at, code="invalid_type")
+        raise RequestError(found, param=at, code="invalid_type")
     if isinstance(value, str) and not _whole(value):
         raise _wrong(f"{at} has half a character (a lone surrogate); send whole characters", at)
     return value
@@ -251,8 +251,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _wrong(found: str, at: str) -> Refused:
-    return Refused(found, param=at, code="invalid_value")
+def _wrong(found: str, at: str) -> RequestError:
+    return RequestError(found, param=at, code="invalid_value")
 
 
 def _numbered(at: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
@@ -306,13 +306,13 @@ def _top_logprobs(request: _Object) -> int | None:
     return top if enabled else None
 
 
-def _form(request: _Object) -> Form | None:
+def _form(request: _Object) -> ResponseFormat | None:
     requested = request.object("response_format")
     if requested is None:
         return None
     kind = requested.need("type", str)
     if kind in ("text", "json_object"):
-        return None if kind == "text" else Form()
+        return None if kind == "text" else ResponseFormat()
     if kind != "json_schema":
         at = requested.place("type")
         raise _wrong(f"{at} is {_short(kind)}; text, json_object or json_schema is expected", at)
@@ -326,7 +326,7 @@ def _form(request: _Object) -> Form | None:
         raise _wrong(
             f"{at} has {len(schema)} characters; send at most {MOST_SCHEMA_CHARACTERS} whole ones", at
         )
-    return Form(schema, described.need("name", str), described.get("strict", bool) or False)
+    return ResponseFormat(schema, described.need("name", str), described.get("strict", bool) or False)
 
 
 def _image_size(request: _Object) -> int | None:

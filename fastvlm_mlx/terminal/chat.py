@@ -19,12 +19,12 @@ from ..inference.decoding import Event, Finished
 from ..inference.generate import Answer, collect
 from ..inference.sampling import Sampling
 from ..inference.session import Session
-from ..inputs.image import Source, fetch, open_image
-from ..inputs.prompt import Picture, placed, positions
+from ..inputs.image import Source, open_image, open_source
+from ..inputs.prompt import Picture, insert_marks, positions
 from ..inputs.tiling import ImageOptions
-from ..inputs.video import Video, first, is_video
+from ..inputs.video import Video, first_frame, is_video
 from . import output, progress
-from .path_input import dropped
+from .path_input import split_paths
 from .preview import inline
 
 PROMPT = "> "
@@ -32,7 +32,7 @@ _MARKS = re.compile(rf"(\[[\d:.]+\] )?({IMAGE_MARK})+")
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class ChatOptions:
     """What holds for every question."""
 
     max_tokens: int
@@ -45,11 +45,11 @@ class How:
 @dataclass(slots=True)
 class Chat:
     session: Session
-    how: How
+    options: ChatOptions
     interactive: bool  # somebody watches: errors and ctrl-C end one answer, and not the program
     file: Path | None = None  # where /save writes if it is not told
     # For the next question: the marks of a picture or a video, and its pieces.
-    waiting: list[tuple[str, tuple[Picture, ...]]] = field(default_factory=list)
+    pending: list[tuple[str, tuple[Picture, ...]]] = field(default_factory=list)
     last: Answer | None = None
 
     def show(self, source: Source | Video) -> None:
@@ -57,21 +57,21 @@ class Chat:
         if is_video(source):
             source = Video(source)
         opened = (
-            first(source)
+            first_frame(source)
             if isinstance(source, Video)
-            else open_image(source, reference=self.how.options.reference)
+            else open_image(source, reference=self.options.options.reference)
         )
-        if self.how.preview and sys.stderr.isatty() and (shown := inline(opened, os.environ)):
-            output.say(shown)
+        if self.options.preview and sys.stderr.isatty() and (shown := inline(opened, os.environ)):
+            output.status(shown)
         marks, parts, read = self._read(source if isinstance(source, Video) else opened)
-        self.waiting.append((marks, parts))
+        self.pending.append((marks, parts))
         if sys.stderr.isatty():
             told = f"{opened.width}×{opened.height} pixels, {read}, {positions(parts)} tokens"
-            output.say(f"[{told}; it goes with the next question]")
+            output.status(f"[{told}; it goes with the next question]")
 
     def _read(self, source: Image.Image | Video) -> tuple[str, tuple[Picture, ...], str]:
         """Marks, pieces, and what to say of them."""
-        vlm, options = self.session.vlm, self.how.options
+        vlm, options = self.session.vlm, self.options.options
         if isinstance(source, Video):
             with progress.bars("frames") as advance:
                 clip = vlm.clip(source, options, progress=advance)
@@ -87,29 +87,29 @@ class Chat:
         """Ask, and show the answer as it comes. Stopped, what was said stays."""
         session, before, self.last = self.session, self.session.turns, None
         events = session.stream(
-            placed(text, [marks for marks, _ in self.waiting]),
-            [picture for _, parts in self.waiting for picture in parts],
-            max_tokens=self.how.max_tokens,
-            sampling=self.how.sampling,
+            insert_marks(text, [marks for marks, _ in self.pending]),
+            [picture for _, parts in self.pending for picture in parts],
+            max_tokens=self.options.max_tokens,
+            sampling=self.options.sampling,
         )
         told: list[Event] = []
         try:
-            with wired(session.vlm, self.how.wired):
-                told.extend(output.printed(_announced(events, bool(self.waiting))))
+            with wired(session.vlm, self.options.wired):
+                told.extend(output.print_stream(_with_notice(events, bool(self.pending))))
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
             events.close()  # type: ignore[attr-defined]
             output.print_line("")
             kept = session.turns != before
-            output.say("[stopped]" if kept else "[stopped; nothing had been said, so nothing was asked]")
+            output.status("[stopped]" if kept else "[stopped; nothing had been said, so nothing was asked]")
         sys.stdout.flush()
         if told and isinstance(told[-1], Finished):
             self.last = collect(iter(told))
         if session.turns != before:
-            self.waiting.clear()
+            self.pending.clear()
             if gone := len(before) + 1 - len(session.turns):
-                output.say(f"[the context is full: the {gone} oldest turn(s) went out of it]")
+                output.status(f"[the context is full: the {gone} oldest turn(s) went out of it]")
 
     def answer(self, line: str) -> None:
         """A line that was typed: a command, dropped pictures, a question, or pictures and a question."""
@@ -117,7 +117,7 @@ class Chat:
         if command := COMMANDS.get(word):
             command.do(self, rest.strip())
             return
-        paths, question = dropped(line)
+        paths, question = split_paths(line)
         if not paths and word.startswith("/"):
             raise PromptError(f"no command and no file {word}; /help lists the commands")
         for path in paths:
@@ -126,7 +126,7 @@ class Chat:
             self.ask(question)
 
 
-def talk(chat: Chat, read: Callable[[], str]) -> None:
+def run(chat: Chat, read: Callable[[], str]) -> None:
     """Until the lines end."""
     while True:
         try:
@@ -136,7 +136,7 @@ def talk(chat: Chat, read: Callable[[], str]) -> None:
         except KeyboardInterrupt:
             if not chat.interactive:
                 raise
-            output.say("\n[ctrl-D or /exit leaves]")
+            output.status("\n[ctrl-D or /exit leaves]")
             continue
         try:
             chat.answer(line)
@@ -145,16 +145,16 @@ def talk(chat: Chat, read: Callable[[], str]) -> None:
         except KeyboardInterrupt:
             if not chat.interactive:
                 raise
-            output.say("\n[stopped]")
+            output.status("\n[stopped]")
         except FastVLMError as error:
             if not chat.interactive:
                 raise
-            output.say(f"[{' '.join(str(error).splitlines())}]")
+            output.status(f"[{' '.join(str(error).splitlines())}]")
     if chat.interactive:
-        output.say("")  # the shell's prompt begins a line
+        output.status("")  # the shell's prompt begins a line
 
 
-def _announced(events: Iterator[Event], pictures: bool) -> Iterator[Event]:
+def _with_notice(events: Iterator[Event], pictures: bool) -> Iterator[Event]:
     """Say that something is going on until something comes."""
     if not sys.stderr.isatty():
         yield from events
@@ -175,7 +175,7 @@ def _announced(events: Iterator[Event], pictures: bool) -> Iterator[Event]:
 
 
 def _image(chat: Chat, rest: str) -> None:
-    paths, left = dropped(rest)
+    paths, left = split_paths(rest)
     if not rest:
         raise PromptError("/image takes a picture: a path or an http(s) address")
     if rest == "-":
@@ -183,29 +183,29 @@ def _image(chat: Chat, rest: str) -> None:
     for path in paths:
         chat.show(path)
     if left:
-        chat.show(fetch(os.path.expanduser(left)))
+        chat.show(open_source(os.path.expanduser(left)))
 
 
 def _clear(chat: Chat, rest: str) -> None:
     chat.session.clear()
-    chat.waiting.clear()
+    chat.pending.clear()
     chat.last = None
-    output.say("[a new conversation]")
+    output.status("[a new conversation]")
 
 
 def _system(chat: Chat, rest: str) -> None:
     if rest:
         chat.session.system = "" if rest == "-" else rest
     system = chat.session.system
-    output.say(f"[system prompt: {'the usual one' if system is None else system or 'none'}]")
+    output.status(f"[system prompt: {'the usual one' if system is None else system or 'none'}]")
 
 
 def _stats(chat: Chat, rest: str) -> None:
     session, features = chat.session, chat.session.features
     taken = positions(session.prompt())
     if chat.last is not None:
-        output.say(output.stats(chat.last))
-    output.say(
+        output.status(output.describe_stats(chat.last))
+    output.status(
         f"context  {taken} of {session.context} positions, {len(session.turns)} turn(s), "
         f"{session.nbytes / 1e6:.1f} MB of keys and values\n"
         f"pictures {len(features)} kept, {features.nbytes / 1e6:.1f} MB"
@@ -219,7 +219,7 @@ def _history(chat: Chat, rest: str) -> None:
         marks = list(takewhile(_MARKS.fullmatch, lines))
         count, question = len(marks) or len(turn.pictures), "\n".join(lines[len(marks) :])
         shown = f"[{count} picture(s)] " if count else ""
-        output.say(f"{PROMPT}{shown}{question}\n{turn.text}\n")
+        output.status(f"{PROMPT}{shown}{question}\n{turn.text}\n")
 
 
 def _save(chat: Chat, rest: str) -> None:
@@ -228,7 +228,7 @@ def _save(chat: Chat, rest: str) -> None:
         raise PromptError("/save takes the name of a file")
     chat.session.save(file)
     chat.file = file
-    output.say(f"[saved, {file.stat().st_size / 1e6:.1f} MB; chat --resume {file} goes on with it]")
+    output.status(f"[saved, {file.stat().st_size / 1e6:.1f} MB; chat --resume {file} goes on with it]")
 
 
 def _exit(chat: Chat, rest: str) -> None:
@@ -238,8 +238,10 @@ def _exit(chat: Chat, rest: str) -> None:
 def _help(chat: Chat, rest: str) -> None:
     width = max(len(f"{name} {command.takes}") for name, command in COMMANDS.items())
     for name, command in COMMANDS.items():
-        output.say(f"{f'{name} {command.takes}':<{width}}  {command.help}")
-    output.say("Anything else is a question; pictures dropped onto the terminal go with it or with the next.")
+        output.status(f"{f'{name} {command.takes}':<{width}}  {command.help}")
+    output.status(
+        "Anything else is a question; pictures dropped onto the terminal go with it or with the next."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,15 @@ _LINES = 1000
 def reader(prompt: str) -> Callable[[], str]:
     """A function that returns the next line and raises EOFError after the last."""
     if sys.stdin is None:
-        return _nothing
+        return _no_input
     if not sys.stdin.isatty():
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
-        return _piped
+        return _read_piped
     try:
         import readline
     except ImportError:  # a Python built without it
-        return lambda: _asked(prompt)
+        return lambda: _ask(prompt)
 
     history = _history_file()
     if history is not None:
@@ -32,7 +32,7 @@ def reader(prompt: str) -> Callable[[], str]:
             readline.read_history_file(history)
 
     def read() -> str:
-        line = _asked(prompt)
+        line = _ask(prompt)
         if history is not None:
             readline.set_history_length(_LINES)
             with suppress(OSError):  # a history is a convenience
@@ -43,7 +43,7 @@ def reader(prompt: str) -> Callable[[], str]:
     return read
 
 
-def _asked(prompt: str) -> str:
+def _ask(prompt: str) -> str:
     if sys.stdout.isatty():
         return input(prompt)
     sys.stderr.write(prompt)  # stdout is a file for the answers
@@ -51,14 +51,14 @@ def _asked(prompt: str) -> str:
     return input()
 
 
-def _piped() -> str:
+def _read_piped() -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
     return line.rstrip("\n")
 
 
-def _nothing() -> str:
+def _no_input() -> str:
     raise EOFError
 
 

@@ -20,11 +20,11 @@ def print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def say(text: str) -> None:
+def status(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def printed(events: Iterator[Event]) -> Iterator[Event]:
+def print_stream(events: Iterator[Event]) -> Iterator[Event]:
     """Show the answer as it comes."""
     from ..inference.decoding import Finished, Token
 
@@ -55,10 +55,10 @@ def as_dict(answer: Answer, model: str) -> dict[str, object]:
     }
 
 
-def stats(answer: Answer, frames: int = 0) -> str:
+def describe_stats(answer: Answer, frames: int = 0) -> str:
     asked = answer.image_tokens + answer.text_tokens
-    known = f", {answer.reused_tokens} known before" if answer.reused_tokens else ""
-    guessed = f"guessed  {answer.guessed} tokens, {answer.right} of them right\n" if answer.guessed else ""
+    known = f", {answer.cached_tokens} known before" if answer.cached_tokens else ""
+    guessed = f"guessed  {answer.drafted} tokens, {answer.accepted} of them right\n" if answer.drafted else ""
     seen = f" of {frames} frames" if frames else ""
     read = f"read     {answer.read_s:8.3f} s   the language model\n" if answer.read_s else ""
     products = f"\nblas     {described}" if (described := blas.in_use()) else ""
@@ -93,18 +93,18 @@ def upload(directory: Path, repo: str, *, private: bool, dry: bool) -> None:
     for name, count in files:
         print_line(f"{count / 1e6:12,.1f} MB  {name}")
     total = sum(count for _, count in files)
-    say(f"{len(files)} files, {total / 1e6:,.1f} MB would go to {repo}{' (private)' if private else ''}")
+    status(f"{len(files)} files, {total / 1e6:,.1f} MB would go to {repo}{' (private)' if private else ''}")
 
 
-def report(done: Converted) -> None:
-    say(
+def report_conversion(done: Converted) -> None:
+    status(
         f"{done.destination}: {done.bytes / 1e6:,.1f} MB from the {done.layout} layout, language model "
         f"{done.bits_per_weight:.2f} bits per weight"
     )
     for remark in done.remarks:
-        say(f"note: {remark}")
+        status(f"note: {remark}")
     if done.verification:
         for what, value in done.verification.rows():
-            say(f"  {what:<48}  {value}")
+            status(f"  {what:<48}  {value}")
     if done.licence:
-        say(done.licence)
+        status(done.licence)

@@ -21,18 +21,18 @@ _SUFFIXES = (
 )
 
 
-def dropped(line: str) -> tuple[list[Path], str]:
+def split_paths(line: str) -> tuple[list[Path], str]:
     """The files at the start of a line, and the text after them. A bare word counts only with the suffix of a
     picture or a video."""
     found: list[Path] = []
     rest = line.strip()
-    while (first := _first(rest)) is not None:
+    while (first := _first_path(rest)) is not None:
         path, rest = first
         found.append(path)
     return found, rest
 
 
-def _first(text: str) -> tuple[Path, str] | None:
+def _first_path(text: str) -> tuple[Path, str] | None:
     typed = io.StringIO(text)
     lexer = shlex.shlex(typed, posix=True)
     lexer.whitespace_split, lexer.commenters = True, ""

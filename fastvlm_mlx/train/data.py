@@ -15,8 +15,8 @@ from ..config import IMAGE_MARK, STRIDE, ImageConfig
 from ..errors import ConfigError, DataError, ImageError, PromptError
 from ..inputs import dataset
 from ..inputs.dataset import Raw, Unreadable
-from ..inputs.image import open_image, squared
-from ..inputs.prompt import dialogue
+from ..inputs.image import open_image, to_square
+from ..inputs.prompt import chatml_turns
 from ..inputs.tokenizer import Tokenizer
 from .batches import Batch, Sample, Share, collate, conversation
 from .recipe import Stage
@@ -48,7 +48,7 @@ def read(path: Path, folder: Path | None = None) -> Dialogues:
     start = path.parent if folder is None else folder
     if not start.is_dir():
         raise DataError(f"{start}: no such folder of pictures; mend [data] of the recipe")
-    find = cache(dataset.found)
+    find = cache(dataset.require_picture)
 
     def row(number: int, raw: Raw) -> Dialogue:
         turns = dataset.turns(raw)
@@ -67,7 +67,7 @@ def read(path: Path, folder: Path | None = None) -> Dialogues:
                 raise Unreadable(f"no picture {picture}; `images` in [data] names the folder they are in")
             pictures.append(file)
         try:
-            pieces = dialogue(said, len(pictures), system)
+            pieces = chatml_turns(said, len(pictures), system)
             "".join(pieces).encode()
         except PromptError as error:
             raise Unreadable(str(error)) from None
@@ -138,9 +138,9 @@ class Conversations:
 
     def _pixels(self, row: Dialogue, picture: Path, size: int) -> npt.NDArray[np.uint8]:
         try:
-            return np.asarray(squared(open_image(picture), size, self.image.mode))
+            return np.asarray(to_square(open_image(picture), size, self.image.mode))
         except ImageError as error:
-            raise dataset.at_line(self.path, row.line, str(error)) from None
+            raise dataset.line_error(self.path, row.line, str(error)) from None
 
     def _sample(self, row: Dialogue, first: int, tokens: int) -> Sample:
         """`first` of the batch's pictures is its own first one."""
@@ -149,7 +149,7 @@ class Conversations:
         sample = conversation(turns, pictures, tokens, tokenizer_at(self.tokenizer).encode, IMAGE_MARK)
         length = len(sample.ids) - 1  # the last is only said
         if length > self.context:
-            raise dataset.at_line(
+            raise dataset.line_error(
                 self.path,
                 row.line,
                 f"takes {length} positions and the model reads {self.context}; shorten it, or let a stage's "

@@ -18,7 +18,7 @@ from ..inputs.image import check_options
 from ..inputs.tokenizer import Tokenizer
 from ..models import lora
 from ..models.fastvlm import FastVLM
-from ..models.lora import Adapter, Settings
+from ..models.lora import Adapter, LoRASettings
 from ..weights import checkpoint, hub
 from ..weights.checkpoint import FusedWeights, Loaded
 from .batches import Batch
@@ -102,10 +102,10 @@ def fused(config: ModelConfig, weights: FusedWeights, adapter: Adapter) -> Fused
     """
     lora.check(adapter, FastVLM(config))
     sums = {
-        f"{path}.weight": checkpoint.unpacked(config, weights, path) + adapter.delta(path)
+        f"{path}.weight": checkpoint.dequantize_matrix(config, weights, path) + adapter.delta(path)
         for path in adapter.paths
     }
-    return checkpoint.replaced(config, weights, sums)
+    return checkpoint.replace_tensors(config, weights, sums)
 
 
 def _trainable(recipe: Recipe, loaded: Loaded) -> dict[str, mx.array]:
@@ -140,7 +140,7 @@ def _write(
             return
         weights = fused(config, weights, adapter)
     else:
-        weights = checkpoint.replaced(config, weights, params)
+        weights = checkpoint.replace_tensors(config, weights, params)
     destination = out / ("fused" if recipe.lora else "model")
     checkpoint.save(destination, config, weights, tokenizer, card.licences(directory), overwrite=True)
 
@@ -153,6 +153,6 @@ def _fingerprint(recipe: Recipe, base: str, digest: str) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _settings(recipe: Recipe) -> Settings:
+def _settings(recipe: Recipe) -> LoRASettings:
     assert recipe.lora
-    return Settings(recipe.lora.rank, recipe.lora.alpha, recipe.lora.patterns, recipe.lora.dropout)
+    return LoRASettings(recipe.lora.rank, recipe.lora.alpha, recipe.lora.patterns, recipe.lora.dropout)

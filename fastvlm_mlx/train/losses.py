@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.fastvlm import FastVLM
-from ..models.kv_cache import halves
+from ..models.kv_cache import split_kv
 from .batches import NOTHING, Batch, Rows, Texts
 
 Measures = dict[str, mx.array]
@@ -41,7 +41,7 @@ class _Shared:
             self._heads, self.position = both, both.shape[3]
         else:
             both = mx.concatenate([mx.take(self._heads, self._head_of, axis=1), both], axis=3)
-        return halves(both)
+        return split_kv(both)
 
     def mask(self, length: int) -> Literal["causal"]:
         return "causal"

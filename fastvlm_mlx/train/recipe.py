@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ..errors import ConfigError
 from ..files.strict import parse
-from ..models.lora import Settings
+from ..models.lora import LoRASettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Lora(Settings):
+class Lora(LoRASettings):
     """Train an adapter instead of the model's own weights."""
 
     fuse: bool = False  # write the model with the adapter added, too

@@ -145,7 +145,7 @@ def bench(
         if against or paper or roofline or kernels:
             random = "0.5b"
         else:
-            output.say(
+            output.status(
                 "benchmarking the built-in model; --random 0.5b measures FastVLM-0.5B's sizes, no download"
             )
             model = hub.DEFAULT

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import ConfigError
 from ..terminal import output
-from ..terminal.units import seconds, size_bytes
+from ..terminal.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -216,8 +216,8 @@ def plan(asked: Asked, ttft: str, memory: str | None, files: Files) -> None:
     from ..terminal import progress
     from ..weights.checkpoint import DTYPES
 
-    budget_s, machine = seconds(ttft, "--ttft"), this_machine()
-    room = min(size_bytes(memory, "--memory") if memory else float(memory_bytes()), float(memory_bytes()))
+    budget_s, machine = parse_seconds(ttft, "--ttft"), this_machine()
+    room = min(parse_bytes(memory, "--memory") if memory else float(memory_bytes()), float(memory_bytes()))
     dtype = dtype_named(asked.dtype)
     variants = [asked.random] if asked.random else list(VARIANTS)
     for variant in variants:

@@ -141,7 +141,7 @@ def caption(
     if template is None:
         render(prompt, 1, system)  # fails before a model is loaded if either is invalid
     if found.left_out:
-        output.say(f"note: {found.left_out} files skipped; their names do not end like a picture's")
+        output.status(f"note: {found.left_out} files skipped; their names do not end like a picture's")
 
     from .. import vlm as runtime
     from ..caption import crew as crews
@@ -153,7 +153,7 @@ def caption(
     crew = crews.met(ledgers.folder_of(out))
     limit_cache(cache_limit)
     vlm = runtime.load(name, dtype, revision=revision, adapter=adapter)
-    settings = ledgers.Settings(
+    settings = ledgers.CaptionSettings(
         weights=checkpoint.fingerprint(vlm.model),
         template=template is not None,
         dtype=str(vlm.dtype).rpartition(".")[2],
@@ -178,18 +178,18 @@ def caption(
         numbers = crew.order(ledger.parts)
         ours = set(numbers)
         items = [item for item in found.items if ledger.part_of(item) in ours]
-        work = Work(vlm, settings, asking, ledger, advance, output.say)
+        work = Work(vlm, settings, asking, ledger, advance, output.status)
         began = time.perf_counter()
         with allocator.wired(vlm, can_wire(wired)):
             work.finish(items, numbers)
         rate = work.made / (time.perf_counter() - began)
         tally = results.settle(form, out, items, ledger)
     who = f"rank {crew.rank} of {crew.size}: " if crew.size > 1 else ""
-    output.say(f"{who}{out}: {tally.captions:,} captions; {work.made:,} new, {rate:.1f} pictures/s")
+    output.status(f"{who}{out}: {tally.captions:,} captions; {work.made:,} new, {rate:.1f} pictures/s")
     if tally.failed:
-        output.say(f"note: {tally.failed:,} pictures failed; {tally.why} lists the reasons")
+        output.status(f"note: {tally.failed:,} pictures failed; {tally.why} lists the reasons")
     if not crew.one_folder:
-        output.say(
+        output.status(
             f"note: {who}these machines share no folder, so {out} has one share; for all in one, copy the "
             f"part files of every {ledger.folder.name} into one of them and run the command there, alone"
         )

@@ -98,15 +98,15 @@ def chat(
     from PIL import Image
 
     from ..inference.sampling import Sampling
-    from ..inputs.image import fetch, open_image
-    from ..inputs.video import Video, first, is_video
+    from ..inputs.image import open_image, open_source
+    from ..inputs.video import Video, first_frame, is_video
 
     options = image_options(image_size, image_mode, grid, max_tiles, reference)
     pictures: list[Image.Image | Video] = []
-    for source in map(fetch, images or []):
+    for source in map(open_source, images or []):
         if is_video(source):
             video = Video(source)
-            first(video)  # fails now if it is not a video
+            first_frame(video)  # fails now if it is not a video
             pictures.append(video)
         else:
             pictures.append(open_image(source, reference=reference))
@@ -114,7 +114,7 @@ def chat(
 
     from .. import vlm as runtime
     from ..inference.session import Session
-    from ..terminal.chat import PROMPT, Chat, How, talk
+    from ..terminal.chat import PROMPT, Chat, ChatOptions, run
     from ..terminal.line_editor import reader
 
     limit_cache(cache_limit)
@@ -124,10 +124,10 @@ def chat(
     session = Session(vlm) if resume is None else Session.restore(vlm, resume)
     if system is not None:
         session.system = system
-    how = How(max_tokens, sampling, options, preview, can_wire(wired))
+    how = ChatOptions(max_tokens, sampling, options, preview, can_wire(wired))
     talking = Chat(session, how, sys.stdin is not None and sys.stdin.isatty(), resume)
     if talking.interactive:
-        output.say(f"[{name}, {str(vlm.dtype).removeprefix('mlx.core.')}; /help lists the commands]")
+        output.status(f"[{name}, {str(vlm.dtype).removeprefix('mlx.core.')}; /help lists the commands]")
     for picture in pictures:
         talking.show(picture)
-    talk(talking, reader(PROMPT))
+    run(talking, reader(PROMPT))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import CheckpointError, ConfigError
-from ..terminal.output import report, upload
+from ..terminal.output import report_conversion, upload
 from .options import DryRun, HubPrivate, Revision, UploadRepo
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def convert(
             oracle=oracle,
             progress=advance,
         )
-    report(done)
+    report_conversion(done)
     if done.verification and (problem := done.verification.problem):
         raise CheckpointError(f"{output}: {problem}; the result is kept, and marked by {UNVERIFIED}")
     if upload_repo:

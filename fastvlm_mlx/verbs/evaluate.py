@@ -107,8 +107,8 @@ def evaluate(
             require_writable(file)
     questions = datasets.read(data, images)
     if blind:
-        questions = datasets.blinded(questions)
-    questions = datasets.located(replace(questions, rows=questions.rows[:limit]))
+        questions = datasets.shuffle_pictures(questions)
+    questions = datasets.locate_pictures(replace(questions, rows=questions.rows[:limit]))
     metric = metric_of(metric, questions)
 
     from .. import vlm as runtime
@@ -130,7 +130,7 @@ def evaluate(
     with Predictions(predictions, settings) as kept, progress.bar("answering", "rows") as advance:
         with allocator.wired(vlm, can_wire(wired)):
             ask(vlm, questions, settings, kept, batch=batch, progress=advance)
-        report = reports.summed_up(settings, questions.rows, kept.said)
+        report = reports.summarize(settings, questions.rows, kept.said)
     output.print_line(reports.as_text(report))
     if json_file:
         write_file(json_file, reports.as_json(report))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from ..terminal.output import say, upload
+from ..terminal.output import status, upload
 from .options import DryRun, HubPrivate, Revision, UploadRepo
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ def export(
     from ..convert.doctor.report import print_report
 
     print_report(done.report)
-    say(f"{done.destination}: {done.bytes / 1e6:,.1f} MB for {READERS[target]}")
+    status(f"{done.destination}: {done.bytes / 1e6:,.1f} MB for {READERS[target]}")
     if done.licence:
-        say(done.licence)
+        status(done.licence)
     if upload_repo:
         upload(output, upload_repo, private=hub_private, dry=dry_run)
 

@@ -187,15 +187,15 @@ def generate(
         if sources.count("-") > 1:
             raise ConfigError("standard input (-) holds one picture; give paths for the others")
 
-        from ..inputs.image import fetch, open_image
-        from ..inputs.video import Video, first, is_video
+        from ..inputs.image import open_image, open_source
+        from ..inputs.video import Video, first_frame, is_video
         from ..terminal.preview import blocks
 
         options = image_options(image_size, image_mode, grid, max_tiles, reference)
         videos: dict[int, Video] = {}
         pictures: list[Image] = []
         if speaks:
-            fetched = [fetch(source) for source in sources]
+            fetched = [open_source(source) for source in sources]
             most = MAX_FRAMES if max_frames is None else max_frames
             way = FRAME_CHOICES[0] if frames is None else frames
             videos = {n: Video(one, fps, most, way) for n, one in enumerate(fetched) if is_video(one)}
@@ -204,11 +204,11 @@ def generate(
                     "--fps, --max-frames and --frames apply to videos; give a video, or drop them"
                 )
             pictures = [
-                first(videos[n]) if n in videos else open_image(one, reference=reference)
+                first_frame(videos[n]) if n in videos else open_image(one, reference=reference)
                 for n, one in enumerate(fetched)
             ]
         for picture in pictures if show else ():
-            output.say(blocks(picture))
+            output.status(blocks(picture))
 
         from .. import vlm as runtime
         from ..inference import allocator
@@ -243,7 +243,7 @@ def generate(
             with progress.bars("frames") as advance:
                 clips[n] = vlm.clip(video, options, progress=advance)
             if damaged := clips[n].damaged:
-                output.say(f"note: {sources[n]}: skipped {damaged} damaged packet(s)")
+                output.status(f"note: {sources[n]}: skipped {damaged} damaged packet(s)")
         question: Prompt = ()
         if speaks:
             question = vlm.prompt(
@@ -253,18 +253,18 @@ def generate(
                 options=options,
             )
     if group is not None:
-        from ..inference.sharding import shared
+        from ..inference.sharding import share_prompt
 
-        question = shared(question, group)
+        question = share_prompt(question, group)
     with machines.together(group), allocator.wired(vlm, wired):
         events = vlm.stream(
             question, max_tokens=max_tokens, draft=draft, repetitions=repetitions, sampling=sampling
         )
-        answer = collect(output.printed(events) if speaks and not as_json else events)
+        answer = collect(output.print_stream(events) if speaks and not as_json else events)
     if speaks and as_json:
         told = output.as_dict(answer, name)
         if clips:
             told["frames_s"] = [[round(time_s, 3) for time_s in clip.times_s] for clip in clips.values()]
         output.print_line(json.dumps(told, ensure_ascii=False))
     if speaks and stats:
-        output.say(output.stats(answer, sum(len(clip.frames) for clip in clips.values())))
+        output.status(output.describe_stats(answer, sum(len(clip.frames) for clip in clips.values())))

@@ -45,7 +45,7 @@ def try_out(asked: Asked, files: Files, *, keep: bool = False, as_json: bool = F
         )
         if keep:
             where = f"stored in {place}" if place else "not stored, because no file could be written"
-            output.say(f"The choices are {where}; `fastvlm-mlx tune --forget` deletes them.")
+            output.status(f"The choices are {where}; `fastvlm-mlx tune --forget` deletes them.")
 
 
 def _tower(asked: Asked) -> tuple[VisionConfig, list[int], str]:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ..config import KERNELS_VARIABLE
-from ..inputs.tiling import MAX_FRAMES, MAX_TILES, ImageOptions, parsed_grid
+from ..inputs.tiling import MAX_FRAMES, MAX_TILES, ImageOptions, parse_grid
 from ..terminal import output
-from ..terminal.units import size_bytes
+from ..terminal.units import parse_bytes
 from ..weights import hub
 
 MODEL_VARIABLE = "FASTVLM_MLX_MODEL"
@@ -156,7 +156,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 def named(model: str | None, *, speaks: bool = True) -> str:
     """The requested model, or the built-in one, with a note on stderr if this process `speaks`."""
     if model is None and speaks:
-        output.say(
+        output.status(
             "using the built-in model, which knows shapes, short texts and small charts. For photographs, "
             "--model 0.5b downloads FastVLM-0.5B (1.2 GB, Apple's research license)"
         )
@@ -166,7 +166,7 @@ def named(model: str | None, *, speaks: bool = True) -> str:
 def limit_cache(cache_limit: str | None) -> None:
     from ..inference.allocator import limit_cache as limit
 
-    limit(None if cache_limit is None else int(size_bytes(cache_limit, "--cache-limit")))
+    limit(None if cache_limit is None else int(parse_bytes(cache_limit, "--cache-limit")))
 
 
 def can_wire(wired: bool) -> bool:
@@ -177,7 +177,7 @@ def can_wire(wired: bool) -> bool:
 
     if working_set_bytes():
         return True
-    output.say("note: --wired has no effect here; only Macs report a working set")
+    output.status("note: --wired has no effect here; only Macs report a working set")
     return False
 
 
@@ -185,4 +185,4 @@ def image_options(
     image_size: int | None, image_mode: str | None, grid: str | None, max_tiles: int | None, reference: bool
 ) -> ImageOptions:
     """The picture options, validated before a model is loaded."""
-    return ImageOptions(image_size, image_mode, parsed_grid(grid), max_tiles, reference)
+    return ImageOptions(image_size, image_mode, parse_grid(grid), max_tiles, reference)

@@ -96,10 +96,10 @@ def serve(
     from ..serve.engine import Engine
     from ..serve.listen import LOCAL_NAMES, bound, is_local, serve
     from ..serve.pictures import Limits
-    from ..terminal.units import size_bytes
+    from ..terminal.units import parse_bytes
     from ..vlm import VLM, load
 
-    kept = size_bytes(memory, "--memory")
+    kept = parse_bytes(memory, "--memory")
     settings = Settings(
         name=name or Path(named_model).name or named_model,
         queue=queue,
@@ -107,8 +107,8 @@ def serve(
         api_key=api_key,
         origins=tuple(cors or ()),
         hosts=LOCAL_NAMES if is_local(host) else (),
-        body_bytes=int(size_bytes(max_request, "--max-request")),
-        limits=Limits(remote=remote, most_bytes=int(size_bytes(max_image, "--max-image"))),
+        body_bytes=int(parse_bytes(max_request, "--max-request")),
+        limits=Limits(remote=remote, most_bytes=int(parse_bytes(max_image, "--max-image"))),
     )
     limit_cache(cache_limit)
     listening = bound(host, port)
@@ -130,8 +130,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
         computed = str(vlm.dtype).removeprefix("mlx.core.")
-        output.say(f"[{settings.name}, {computed}; ctrl-C stops]\npage  {address}/\nAPI   {address}/v1")
+        output.status(f"[{settings.name}, {computed}; ctrl-C stops]\npage  {address}/\nAPI   {address}/v1")
         if not is_local(host) and api_key is None:
-            output.say(f"[whoever can reach this machine may ask; --api-key or {KEY_VARIABLE} sets a key]")
+            output.status(f"[whoever can reach this machine may ask; --api-key or {KEY_VARIABLE} sets a key]")
 
     serve(listening, settings, engine, ready, drain)

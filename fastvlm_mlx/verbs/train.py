@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..terminal.output import say
+from ..terminal.output import status
 
 
 def train(
@@ -46,5 +46,5 @@ def train(
     from ..train.finetune import finetune
 
     with progress.bar(f"training {planned.name}", "steps") as advance:
-        done = finetune(planned, output, minutes=minutes, workers=workers, progress=advance, say=say)
-    say(done)
+        done = finetune(planned, output, minutes=minutes, workers=workers, progress=advance, say=status)
+    status(done)

@@ -60,7 +60,7 @@ def tune(
         from ..kernels import choice
 
         had = choice.forget()
-        return output.say("Deleted the stored choices." if had else "There were no stored choices.")
+        return output.status("Deleted the stored choices." if had else "There were no stored choices.")
     if model is not None and random is not None:
         raise ConfigError("--model and --random exclude each other; give one of them")
     options = image_options(image_size, None, None, None, reference=False)

@@ -63,7 +63,7 @@ def load(
     on_cpu = mx.default_device() != mx.Device(mx.gpu)
     dtype = dtype or (mx.float32 if on_cpu else stored_dtype(weights))
     # Packed matrices are far slower than dense ones on a CPU.
-    config, weights = dequantized(stored, weights) if on_cpu else (stored, weights)
+    config, weights = dequantize(stored, weights) if on_cpu else (stored, weights)
     if group is not None:
         sharding.check(config, group.size(), directory)
     model = FastVLM(config)
@@ -77,7 +77,9 @@ def load(
                 "train with `fuse = true` and give the model that it writes"
             )
         dense = [path for path in adapter.paths if path not in config.quantization]
-        sums = {f"{path}.weight": unpacked(config, weights, path) + adapter.delta(path) for path in dense}
+        sums = {
+            f"{path}.weight": dequantize_matrix(config, weights, path) + adapter.delta(path) for path in dense
+        }
         weights = FusedWeights({**weights, **sums})
     untouched = tokenizer is None and (adapter, group, config) == (None, None, stored)
     as_stored = untouched and all(array.dtype in (dtype, mx.uint32) for array in weights.values())
@@ -218,15 +220,15 @@ def cast(weights: FusedWeights, dtype: mx.Dtype) -> FusedWeights:
     return FusedWeights({k: v.astype(dtype) if v.dtype in DTYPES.values() else v for k, v in weights.items()})
 
 
-def dequantized(config: ModelConfig, weights: FusedWeights) -> tuple[ModelConfig, FusedWeights]:
+def dequantize(config: ModelConfig, weights: FusedWeights) -> tuple[ModelConfig, FusedWeights]:
     dense = dict(weights)
     for path in config.quantization:
-        dense[f"{path}.weight"] = unpacked(config, weights, path)
+        dense[f"{path}.weight"] = dequantize_matrix(config, weights, path)
         del dense[f"{path}.scales"], dense[f"{path}.biases"]
     return dataclasses.replace(config, quantization={}), FusedWeights(dense)
 
 
-def unpacked(config: ModelConfig, weights: Mapping[str, mx.array], path: str) -> mx.array:
+def dequantize_matrix(config: ModelConfig, weights: Mapping[str, mx.array], path: str) -> mx.array:
     """A matrix in float32, packed or not."""
     weight, how = weights[f"{path}.weight"], config.quantization.get(path)
     if how is None:
@@ -235,7 +237,9 @@ def unpacked(config: ModelConfig, weights: Mapping[str, mx.array], path: str) ->
     return mx.dequantize(weight, scales, biases, how.group_size, how.bits)
 
 
-def replaced(config: ModelConfig, weights: FusedWeights, changed: Mapping[str, mx.array]) -> FusedWeights:
+def replace_tensors(
+    config: ModelConfig, weights: FusedWeights, changed: Mapping[str, mx.array]
+) -> FusedWeights:
     """Tensors in place of those of the same names, in the types of those.
 
     What was packed is packed again, with the same bits, and rounded once more by that.
@@ -282,7 +286,7 @@ def save(
 def write_shards(folder: Path, weights: dict[str, mx.array], progress: Callable[[int, int], None]) -> None:
     """model.safetensors, or shards and their index. `weights` is emptied."""
     total = sum(array.nbytes for array in weights.values())
-    shards = split(weights)
+    shards = shard_names(weights)
     weight_map: dict[str, str] = {}
     done = 0
 
@@ -302,7 +306,7 @@ def write_shards(folder: Path, weights: dict[str, mx.array], progress: Callable[
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def split(weights: Mapping[str, mx.array], limit: int = SHARD_BYTES) -> list[list[str]]:
+def shard_names(weights: Mapping[str, mx.array], limit: int = SHARD_BYTES) -> list[list[str]]:
     """Names in order, in runs of at most `limit` bytes."""
     shards: list[list[str]] = [[]]
     filled = 0

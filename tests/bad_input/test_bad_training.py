@@ -17,7 +17,7 @@ from pictures import TALL
 from refusals import Case, Make, cut
 
 from fastvlm_mlx.models import lora
-from fastvlm_mlx.models.lora import Adapter, Settings
+from fastvlm_mlx.models.lora import Adapter, LoRASettings
 
 TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "red"}]
 
@@ -160,7 +160,8 @@ def adapter(change: Callable[[Path], object] = lambda at: None, **weights: Any) 
         pair = {f"{path}.lora_a": mx.zeros((192, 8)), f"{path}.lora_b": mx.zeros((8, 64))}
         pair |= {name.replace("__", "."): array for name, array in weights.items()}
         lora.write(
-            at / "a", Adapter("the small one", Settings(), {n: a for n, a in pair.items() if a is not ...})
+            at / "a",
+            Adapter("the small one", LoRASettings(), {n: a for n, a in pair.items() if a is not ...}),
         )
         change(at / "a")
         return ["generate", TALL, "-m", MODEL, "-n", 1, "--adapter-path", at / "a"]

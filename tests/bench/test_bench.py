@@ -69,9 +69,9 @@ def test_parts_are_what_each_took_and_add_up_to_the_whole(
         (vlm.model, "language", 32.0),
     ):
         monkeypatch.setattr(owner, name, Slowed(getattr(owner, name), seconds, clock))
-    pieces = measuring.image.pieces._part  # type: ignore[attr-defined]
+    pieces = measuring.image.preprocess_all._part  # type: ignore[attr-defined]
     ready = pieces(picture(), ImageOptions(64, "pad"))
-    monkeypatch.setattr(measuring.image.pieces, "_part", lambda *_: ready)  # which opens once more
+    monkeypatch.setattr(measuring.image.preprocess_all, "_part", lambda *_: ready)  # which opens once more
     run = measure(vlm, picture(), Case(64, batch), tokens=4)
     assert (run.read_s, run.preprocess_s, run.prompt_s) == (batch, 2 * batch, 4 * batch)
     assert (run.vision_s, run.projector_s) == (8, 16)

@@ -10,7 +10,7 @@ import tiles
 from checkpoints import GOLDEN
 
 from fastvlm_mlx.bench.measure import SIDES
-from fastvlm_mlx.inputs.tiling import ImageOptions, parsed_grid
+from fastvlm_mlx.inputs.tiling import ImageOptions, parse_grid
 
 PAGE = (GOLDEN.parent.parent / "docs" / "tiles.md").read_text()
 
@@ -35,5 +35,5 @@ def test_tokens_on_the_page_are_those_that_are_read() -> None:
     found = re.findall(r"^\| (\w+) \| (\d+) \| (\d+x\d+)? ?\|.*\| ([\d,]+) \|$", PAGE, re.MULTILINE)
     assert len(found) == 11
     for mode, size, grid, tokens in found:
-        reading = ImageOptions(int(size), mode, parsed_grid(grid or None))
+        reading = ImageOptions(int(size), mode, parse_grid(grid or None))
         assert reading.positions(*SIDES) == int(tokens.replace(",", "")), (mode, size, grid)

@@ -12,9 +12,9 @@ from fastvlm_mlx import kernels
 from fastvlm_mlx.bench import kernels as trying
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.kernels import activation, choice, measure
-from fastvlm_mlx.kernels.attention import Attention
+from fastvlm_mlx.kernels.attention import AttentionProblem
 from fastvlm_mlx.kernels.candidates import CPU, Candidate, Problem, able, device
-from fastvlm_mlx.kernels.depthwise import Depthwise
+from fastvlm_mlx.kernels.depthwise import DepthwiseProblem
 
 
 @pytest.fixture(autouse=True)
@@ -32,20 +32,20 @@ def model(directory_of: Callable[[str], Path]) -> Path:
 def test_the_towers_own_layers_are_asked_at_their_own_shapes() -> None:
     asked = trying.problems(VisionConfig(), 1024, mx.float32)
     assert len(asked) == 17
-    assert {problem for problem in asked if isinstance(problem, Attention)} == {
-        Attention(24, 32, 1024),
-        Attention(48, 32, 256),
+    assert {problem for problem in asked if isinstance(problem, AttentionProblem)} == {
+        AttentionProblem(24, 32, 1024),
+        AttentionProblem(48, 32, 256),
     }
-    assert Depthwise(96, 3, 2, 1, 512, 512) in asked  # the stem
-    assert Depthwise(384, 7, 1, 1, 64, 64) in asked  # a ConvFFN
-    assert Depthwise(192, 7, 2, 2, 128, 128) in asked  # a PatchEmbed
-    assert Depthwise(1536, 3, 1, 2, 16, 16) in asked  # the last convolution
+    assert DepthwiseProblem(96, 3, 2, 1, 512, 512) in asked  # the stem
+    assert DepthwiseProblem(384, 7, 1, 1, 64, 64) in asked  # a ConvFFN
+    assert DepthwiseProblem(192, 7, 2, 2, 128, 128) in asked  # a PatchEmbed
+    assert DepthwiseProblem(1536, 3, 1, 2, 16, 16) in asked  # the last convolution
 
 
 def test_the_table_says_what_was_chosen_and_what_was_dropped() -> None:
     stock, quick, wrong = (Candidate(name, kernels.stock) for name in ("stock", "quick", "wrong"))
     found = trying.Tried(
-        Depthwise(4, 3, 1, 1, 8, 8),
+        DepthwiseProblem(4, 3, 1, 1, 8, 8),
         [
             measure.Trial(stock, 1e-7, 0.002),
             measure.Trial(quick, 2e-7, 0.001),
@@ -137,7 +137,7 @@ def test_what_makes_no_sense_gets_one_line(run: Run, words: tuple[str, ...], sai
 def test_stock_kernels_are_mlx_own(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer without any of our kernels is the same one."""
     own: list[bool] = []
-    chosen = choice.chosen
+    chosen = choice.choose
 
     def watched(problem: Problem, dtype: mx.Dtype) -> Candidate:
         found = chosen(problem, dtype)
@@ -145,7 +145,7 @@ def test_stock_kernels_are_mlx_own(run: Run, model: Path, monkeypatch: pytest.Mo
         return found
 
     for module in (kernels, activation, choice):
-        monkeypatch.setattr(module, "chosen", watched)
+        monkeypatch.setattr(module, "choose", watched)
     asked = ("generate", "-m", model, "-p", "What?", "-n", "4", "--dtype", "float32", "--image-size", "64")
     picture = Path(__file__).parent.parent / "golden/images/tall.png"
     tuned = run(*asked, picture)

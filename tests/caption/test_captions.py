@@ -40,13 +40,13 @@ def vlm(vlm_of: Callable[[str], VLM]) -> VLM:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many prompts each batch had."""
     sizes: list[int] = []
-    answers = generate.answers
+    answers = generate.answer_batch
 
     def counted(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> Any:
         sizes.append(len(prompts))
         return answers(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(generate, "answers", counted)
+    monkeypatch.setattr(generate, "answer_batch", counted)
     return sizes
 
 
@@ -99,13 +99,13 @@ def test_prompts_of_one_length_go_together(
     captioned: Captioned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[set[int]] = []
-    answers = generate.answers
+    answers = generate.answer_batch
 
     def seen(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> Any:
         lengths.append({generate.positions(prompt) for prompt in prompts})
         return answers(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(generate, "answers", seen)
+    monkeypatch.setattr(generate, "answer_batch", seen)
     album(tmp_path / "photos", 8)
     rows = "".join(f"photos/{seed:04}.png,{'very ' * (seed % 2)}nice\n" for seed in range(8))
     (tmp_path / "list.csv").write_text(f"image,mood\n{rows}")
@@ -266,6 +266,6 @@ def test_nothing_but_failures_is_a_failure(run: Run, tmp_path: Path) -> None:
 
 
 def test_every_sampling_option_is_of_the_settings() -> None:
-    from fastvlm_mlx.caption.ledger import Settings
+    from fastvlm_mlx.caption.ledger import CaptionSettings
 
-    assert set(Sampling.__slots__) <= set(Settings.__slots__)
+    assert set(Sampling.__slots__) <= set(CaptionSettings.__slots__)

@@ -10,10 +10,12 @@ import pytest
 
 from fastvlm_mlx.caption.crew import Crew
 from fastvlm_mlx.caption.items import Item
-from fastvlm_mlx.caption.ledger import PARTS, Settings, opened
+from fastvlm_mlx.caption.ledger import PARTS, CaptionSettings, opened
 from fastvlm_mlx.caption.results import settle
 
-SETTINGS = Settings("float32", "w", "What?", False, None, 6, 0.0, 1.0, 0, 0.0, 1.0, None, 64, "pad", False)
+SETTINGS = CaptionSettings(
+    "float32", "w", "What?", False, None, 6, 0.0, 1.0, 0, 0.0, 1.0, None, 64, "pad", False
+)
 
 
 def test_a_part_belongs_to_whoever_holds_it_until_they_end(tmp_path: Path) -> None:

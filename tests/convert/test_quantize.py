@@ -70,7 +70,7 @@ def test_a_quantized_model_is_the_dense_model_of_its_dequantized_weights(
 def test_quantized_values_lie_within_half_a_step(converted: Convert, bits: int) -> None:
     dense = checkpoint.lazy_weights(converted(None).destination)
     done = converted(uniform(bits))
-    _, back = checkpoint.dequantized(
+    _, back = checkpoint.dequantize(
         done.config, checkpoint.FusedWeights(checkpoint.lazy_weights(done.destination))
     )
     for path in done.config.quantization:

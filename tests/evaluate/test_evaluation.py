@@ -17,8 +17,8 @@ from pictures import IMAGES
 from fastvlm_mlx import VLM, ImageOptions
 from fastvlm_mlx.evaluate.data import read
 from fastvlm_mlx.evaluate.metrics import AUTO, METRICS
-from fastvlm_mlx.evaluate.predictions import Settings
-from fastvlm_mlx.evaluate.run import ordered
+from fastvlm_mlx.evaluate.predictions import EvalSettings
+from fastvlm_mlx.evaluate.run import batch_order
 from fastvlm_mlx.inference import generate
 from fastvlm_mlx.models import lora
 
@@ -199,8 +199,10 @@ def test_rows_that_can_share_work_are_neighbours(vlm_of: Callable[[str], VLM], t
             ],
         )
     )
-    settings = Settings("", "", "", "", "", "", "exact", 256, TOKENS, "", False, image_mode="pad")
-    order = [(row.pictures[0].name, row.question) for row in ordered(vlm_of("apple-fused"), data, settings)]
+    settings = EvalSettings("", "", "", "", "", "", "exact", 256, TOKENS, "", False, image_mode="pad")
+    order = [
+        (row.pictures[0].name, row.question) for row in batch_order(vlm_of("apple-fused"), data, settings)
+    ]
     assert order == [
         *(("b", short), ("b", longest), ("d", short)),
         ("c", longer),
@@ -219,13 +221,13 @@ def records(path: Path) -> list[dict[str, Any]]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many prompts each batch had."""
     sizes: list[int] = []
-    answers = generate.answers
+    answers = generate.answer_batch
 
     def counted(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> Any:
         sizes.append(len(prompts))
         return answers(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(generate, "answers", counted)
+    monkeypatch.setattr(generate, "answer_batch", counted)
     return sizes
 
 
@@ -294,7 +296,7 @@ def test_an_adapter_is_scored_and_told_apart(
 ) -> None:
     width, path = vlm_of("apple-fused").config.text.hidden_size, "language.layers.0.attention.out"
     pair = {f"{path}.lora_a": mx.random.normal((width, 8)), f"{path}.lora_b": mx.random.normal((8, width))}
-    lora.write(tmp_path / "adapter", lora.Adapter("it", lora.Settings(), pair))
+    lora.write(tmp_path / "adapter", lora.Adapter("it", lora.LoRASettings(), pair))
     data = written(tmp_path, rows)
     options = ("eval", MODEL, data, "--images", IMAGES, "-n", TOKENS)
     with_it = ("--adapter-path", tmp_path / "adapter", "--predictions", tmp_path / "said.jsonl")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastvlm_mlx.errors import DataError
-from fastvlm_mlx.evaluate.data import DataSet, Row, blinded, located, read
+from fastvlm_mlx.evaluate.data import DataSet, EvalRow, locate_pictures, read, shuffle_pictures
 
 AT = Path("pictures")
 TEN = [f"answer {number}" for number in range(10)]
@@ -23,7 +23,7 @@ def written(folder: Path, *rows: Any) -> Path:
 
 @pytest.fixture
 def only(tmp_path: Path) -> Any:
-    def only(row: Any) -> Row:
+    def only(row: Any) -> EvalRow:
         (tmp_path / "pictures").mkdir(exist_ok=True)
         (found,) = read(written(tmp_path, row), tmp_path / "pictures").rows
         return found
@@ -121,7 +121,7 @@ USUAL = {"name": "1", "question": "What?", "pictures": ("a.png",), "answers": ("
 def test_every_form_is_read(only: Any, tmp_path: Path, raw: Any, differs: dict[str, Any]) -> None:
     expected = {"system": None, **USUAL, **differs}
     expected["pictures"] = tuple(tmp_path / "pictures" / name for name in expected["pictures"])
-    assert only(raw) == Row(line=1, **expected)
+    assert only(raw) == EvalRow(line=1, **expected)
 
 
 def test_lines_are_counted_and_empty_ones_skipped(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_digest_is_the_file_s(tmp_path: Path) -> None:
 
 def data_of(*pictures: tuple[str, ...]) -> DataSet:
     rows = (
-        Row(number, str(number), "What?", tuple(map(Path, names)), ("cat",))
+        EvalRow(number, str(number), "What?", tuple(map(Path, names)), ("cat",))
         for number, names in enumerate(pictures, 1)
     )
     return DataSet(Path("data.jsonl"), "", tuple(rows))
@@ -152,29 +152,34 @@ def pictures_of(data: DataSet) -> list[tuple[str, ...]]:
 
 
 def test_the_blind_get_other_pictures_from_half_the_set_on() -> None:
-    assert pictures_of(blinded(data_of(("a",), ("b",), ("c",), ("d",)))) == [("c",), ("d",), ("a",), ("b",)]
-    assert pictures_of(blinded(data_of(("a",), ("b",), ("c",)))) == [("b",), ("c",), ("a",)]
+    assert pictures_of(shuffle_pictures(data_of(("a",), ("b",), ("c",), ("d",)))) == [
+        ("c",),
+        ("d",),
+        ("a",),
+        ("b",),
+    ]
+    assert pictures_of(shuffle_pictures(data_of(("a",), ("b",), ("c",)))) == [("b",), ("c",), ("a",)]
 
 
 def test_the_blind_never_get_their_own_picture_nor_another_number_of_them() -> None:
     given = [("a",), ("a",), ("x", "y"), ("b",), (), ("a",), ("y", "x"), ("b",)]
-    for before, after in zip(given, pictures_of(blinded(data_of(*given))), strict=True):
+    for before, after in zip(given, pictures_of(shuffle_pictures(data_of(*given))), strict=True):
         assert len(before) == len(after)
         assert before != after or not before
 
 
 def test_without_another_picture_nobody_can_be_blind() -> None:
     with pytest.raises(DataError, match="line 1: no other row has 1 other picture to swap with"):
-        blinded(data_of(("a",), ("a",)))
+        shuffle_pictures(data_of(("a",), ("a",)))
 
 
 def test_pictures_are_found_with_their_suffix_or_without(tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg", "c"):
         (tmp_path / name).touch()
     names = ("a.png", "a", "b", "c")
-    found = located(data_of(*((str(tmp_path / name),) for name in names)))
+    found = locate_pictures(data_of(*((str(tmp_path / name),) for name in names)))
     assert [Path(one).name for (one,) in pictures_of(found)] == ["a.png", "a.png", "b.jpg", "c"]
     with pytest.raises(DataError, match=r"line 1: no picture .*gone"):
-        located(data_of((str(tmp_path / "gone"),)))
+        locate_pictures(data_of((str(tmp_path / "gone"),)))
     with pytest.raises(DataError, match="no picture"):
-        located(data_of(("x" * 5000,)))
+        locate_pictures(data_of(("x" * 5000,)))

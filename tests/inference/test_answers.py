@@ -82,7 +82,7 @@ def test_each_answer_ends_at_its_own_stop(
     batches: list[int] = []
     keep = KVCache.keep
     monkeypatch.setattr(KVCache, "keep", lambda self, rows: (batches.append(len(rows)), keep(self, rows)))
-    found = generate.answers(
+    found = generate.answer_batch(
         vlm.model, vlm.tokenizer, prompts, stop_ids=stops, context=1000, max_tokens=TOKENS
     )
     for answer, ids in zip(found, whole, strict=True):
@@ -152,6 +152,6 @@ def test_wrong_wishes_are_refused(vlm: VLM) -> None:
     with pytest.raises(ConfigError, match="batch is 0"):
         next(vlm.answers(["Hello"], batch=0))
     with pytest.raises(PromptError, match="positions and the model reads 20"):
-        generate.answers(vlm.model, vlm.tokenizer, [vlm.prompt("a " * 50)], stop_ids=(), context=20)
+        generate.answer_batch(vlm.model, vlm.tokenizer, [vlm.prompt("a " * 50)], stop_ids=(), context=20)
     with pytest.raises(ImageError, match="2 pictures in one array"):
         vlm.prompt("Hm?", [np.zeros((2, 64, 64, 3), np.float32)])

@@ -30,12 +30,12 @@ def test_whoever_knows_most_of_a_prompt_is_gone_on_from_apart() -> None:
     short, long = read(1, 2, 9), read(1, 2, 3, 4, 8)
     held.put(short)
     held.put(long)
-    begun = held.begun(prompt(1, 2, 3, 4, 5), fresh)
-    assert begun.known == [1, 2, 3, 4]
+    begun = held.longest_match(prompt(1, 2, 3, 4, 5), fresh)
+    assert begun.cached == [1, 2, 3, 4]
     begun.caches[0].trim(0)
-    assert long.known == [1, 2, 3, 4, 8]
-    assert held.begun(prompt(1, 2, 9), fresh).known == [1, 2, 9]
-    assert held.begun(prompt(7, 2, 9), fresh).known == []
+    assert long.cached == [1, 2, 3, 4, 8]
+    assert held.longest_match(prompt(1, 2, 9), fresh).cached == [1, 2, 9]
+    assert held.longest_match(prompt(7, 2, 9), fresh).cached == []
 
 
 def test_one_that_knows_more_takes_the_place_of_others() -> None:
@@ -43,7 +43,7 @@ def test_one_that_knows_more_takes_the_place_of_others() -> None:
     for known in ([1, 2], [1, 5], [1, 2, 3], [1, 2, 3]):
         held.put(read(*known))
     assert len(held) == 2
-    assert held.begun(prompt(1, 5, 5), fresh).known == [1, 5]
+    assert held.longest_match(prompt(1, 5, 5), fresh).cached == [1, 5]
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
@@ -51,9 +51,9 @@ def test_what_was_used_longest_ago_goes_first() -> None:
     held = Prefixes(budget_bytes=2 * each)
     for first in (100, 200):
         held.put(read(first, *range(9)))
-    held.begun(prompt(100, 0), fresh)
+    held.longest_match(prompt(100, 0), fresh)
     held.put(read(300, *range(9)))
-    assert [len(held.begun(prompt(first, 0), fresh)) for first in (100, 200, 300)] == [2, 0, 2]
+    assert [len(held.longest_match(prompt(first, 0), fresh)) for first in (100, 200, 300)] == [2, 0, 2]
     assert held.nbytes <= held.budget_bytes
     held.put(read(*range(1000)))
     assert (len(held), held.nbytes) == (0, 0)  # one that is beyond the budget by itself
@@ -74,5 +74,5 @@ def test_a_picture_is_known_by_its_content() -> None:
     for cache in caches:
         cache.extend(mx.random.normal((2, 1, 2, 2, 8)))
     held.put(Prefix(caches, [5, one.key]))
-    assert len(held.begun((Text((5,)), same, Text((1,))), fresh)) == 2
-    assert len(held.begun((Text((5,)), other, Text((1,))), fresh)) == 1
+    assert len(held.longest_match((Text((5,)), same, Text((1,))), fresh)) == 2
+    assert len(held.longest_match((Text((5,)), other, Text((1,))), fresh)) == 1

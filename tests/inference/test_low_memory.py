@@ -77,7 +77,7 @@ def test_the_command_takes_it_with_an_adapter(run: Run, vlm_of: VlmOf, tmp_path:
     width, path = vlm_of("apple-fused").config.text.hidden_size, "language.layers.0.attention.out"
     thin = {"lora_a": mx.random.normal((width, 8)), "lora_b": mx.random.normal((8, width))}
     weights = {f"{path}.{part}": array for part, array in thin.items()}
-    lora.write(tmp_path / "adapter", lora.Adapter("it", lora.Settings(), weights))
+    lora.write(tmp_path / "adapter", lora.Adapter("it", lora.LoRASettings(), weights))
     asked = ("generate", TALL, "-m", MODEL, "-n", 12)
     expected = run(*asked, "--adapter-path", tmp_path / "adapter")
     assert expected.code == 0

@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.inference.sampling import Sampler, Sampling, filtered
+from fastvlm_mlx.inference.sampling import Sampler, Sampling, filter_logits
 
 LOGITS = mx.log(mx.array([0.05, 0.4, 0.15, 0.3, 0.1]))
 
 
 def allowed(**how: float) -> set[int]:
-    kept = np.array(filtered(LOGITS, Sampling(temperature=1.0, **how)))  # type: ignore[arg-type]
+    kept = np.array(filter_logits(LOGITS, Sampling(temperature=1.0, **how)))  # type: ignore[arg-type]
     return {i for i, value in enumerate(kept) if np.isfinite(value)}
 
 

@@ -119,12 +119,12 @@ def test_the_second_question_reads_its_own_words_alone(
 ) -> None:
     session = Session(vlm)
     first = session.generate(FIRST, pictures[:1], max_tokens=TOKENS)
-    assert (first.image_tokens, first.reused_tokens) == (4, 0)
+    assert (first.image_tokens, first.cached_tokens) == (4, 0)
     second = session.generate(SECOND, max_tokens=TOKENS)
     new = vlm.tokenizer.encode(f"<|im_end|>\n<|im_start|>user\n{SECOND}<|im_end|>\n<|im_start|>assistant\n")
     assert second.image_tokens == 0
     assert second.text_tokens == len(new) + 1  # and the last token, which was said and not read
-    assert second.reused_tokens == first.image_tokens + first.text_tokens + TOKENS - 1
+    assert second.cached_tokens == first.image_tokens + first.text_tokens + TOKENS - 1
     assert encoded == [1]
 
 
@@ -170,7 +170,7 @@ def test_features_stay_within_their_budget_and_the_longest_unused_goes_first(
         session.clear()
         session.generate("Hm?", [pictures[picture]], max_tokens=1)
         assert features.nbytes <= 2 * one
-    held = features.of(pictures)
+    held = features.subset(pictures)
     assert held.keys() == {pictures[0].key, pictures[2].key}
     session.clear()
     together = session.generate("Hm?", pictures[:3], max_tokens=TOKENS).ids  # more than it holds
@@ -215,13 +215,13 @@ def test_a_full_context_drops_the_oldest_turns_and_keeps_the_picture(
     for number in range(12):
         before = session.turns
         answer = asked(session, f"Question number {number}?")
-        assert answer.reused_tokens + answer.image_tokens + answer.text_tokens + TOKENS <= 420
+        assert answer.cached_tokens + answer.image_tokens + answer.text_tokens + TOKENS <= 420
         assert session.turns[0] is shown or session.turns[1] is shown
         gone = [turn for turn in before if turn not in session.turns]
         assert gone == [turn for turn in before if turn is not shown][: len(gone)]  # the oldest
         dropped += bool(gone)
         if not gone:
-            assert answer.reused_tokens > positions(shown.parts)
+            assert answer.cached_tokens > positions(shown.parts)
     assert 0 < dropped < 12  # some room is made at a time
     session.generate("A new one?", pictures[1:2], max_tokens=TOKENS)
     for number in range(8):
@@ -259,7 +259,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     assert tuple(said) == whole[:tokens]
     assert [turn.ids for turn in session.turns] == ([tuple(said)] if tokens else [])
     second = asked(session, SECOND)
-    assert second.reused_tokens >= 20 + tokens - 1
+    assert second.cached_tokens >= 20 + tokens - 1
 
 
 @pytest.mark.parametrize("call", [1, 2, 4, 7, 9])

@@ -38,7 +38,7 @@ def test_a_restored_session_goes_on_as_if_it_had_never_ended(
     restored = Session.restore(vlm, path)
     assert restored.system == session.system
     answer = restored.generate(THIRD, max_tokens=TOKENS)
-    assert (answer.ids, answer.reused_tokens) == (expected.ids, expected.reused_tokens)
+    assert (answer.ids, answer.cached_tokens) == (expected.ids, expected.cached_tokens)
     assert encoded == []
     assert [(t.question, t.text, t.ids) for t in restored.turns] == [
         (t.question, t.text, t.ids) for t in session.turns
@@ -73,7 +73,7 @@ def test_another_model_reads_the_conversation_again(
     other = Session.restore(vlm_of("tied"), tmp_path / "talk")
     assert other.turns[0].text.count("�") >= session.turns[0].text.count("�")
     answer = other.generate(SECOND, max_tokens=TOKENS)
-    assert (answer.reused_tokens, encoded) == (0, [1])
+    assert (answer.cached_tokens, encoded) == (0, [1])
 
 
 def test_a_new_session_is_saved_too(vlm: VLM, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from command import MODEL, Run
 
 from fastvlm_mlx import VLM, Answer, ConfigError, Picture, Prompt, Sampling
 from fastvlm_mlx.inference import generate
-from fastvlm_mlx.inference.decoding import Guesser
-from fastvlm_mlx.inference.speculative import Repetitions
+from fastvlm_mlx.inference.decoding import Drafter
+from fastvlm_mlx.inference.speculative import NgramDrafter
 from fastvlm_mlx.inputs.prompt import Text
 from fastvlm_mlx.models.kv_cache import KVCache
 from fastvlm_mlx.models.qwen2 import Qwen2
@@ -48,7 +48,7 @@ class Told:
         return self._guess(said)[:most]
 
 
-def answered(vlm: VLM, prompt: Prompt, guesser: Guesser, most: int = 24, stop: Sequence[int] = ()) -> Answer:
+def answered(vlm: VLM, prompt: Prompt, guesser: Drafter, most: int = 24, stop: Sequence[int] = ()) -> Answer:
     options: dict[str, Any] = {"stop_ids": stop, "context": 1000, "max_tokens": most, "guesser": guesser}
     return generate.collect(generate.stream(vlm.model, vlm.tokenizer, prompt, **options))
 
@@ -71,7 +71,7 @@ def test_whatever_is_guessed_the_answer_is_the_same(vlm: VLM, prompts: list[Prom
             told = answered(vlm, prompt, Told(guess))
             assert told.ids == whole
             assert told.text == vlm.tokenizer.decode(whole)
-            assert told.right <= told.guessed
+            assert told.accepted <= told.drafted
 
 
 def test_right_guesses_take_fewer_steps(
@@ -89,7 +89,7 @@ def test_right_guesses_take_fewer_steps(
     told = answered(vlm, prompts[0], Told(lambda said: whole[len(said) : len(said) + 5]))
     assert told.ids == whole
     assert steps[1:] == [6, 6, 6, 6]
-    assert (told.guessed, told.right) == (20, 20)
+    assert (told.drafted, told.accepted) == (20, 20)
 
 
 @pytest.mark.parametrize("place", [0, 3, 5, 6, 11])
@@ -115,31 +115,37 @@ def test_a_draft_of_another_model_changes_nothing(vlm: VLM, vlm_of: Vlm, prompts
             told = vlm.generate(prompt, max_tokens=24, draft=draft)
             both = vlm.generate(prompt, max_tokens=24, draft=draft, repetitions=True)
             assert told.ids == both.ids == plain.ids
-            assert told.guessed > 0
+            assert told.drafted > 0
             if draft is vlm:
-                assert told.right == told.guessed
+                assert told.accepted == told.drafted
 
 
 def test_repetitions_are_found_where_they_are() -> None:
-    found = Repetitions((Text((1, 2, 3, 4, 5, 6)), Text((9, 8))))
-    assert list(found.guess([1, 2, 3], 10)) == [4, 5, 6, 9, 8, 1, 2, 3]
-    assert list(found.guess([1, 2, 3, 7], 10)) == []
-    assert list(found.guess([1, 2, 3, 7, 5, 6], 2)) == [9, 8]
-    assert list(found.guess([1, 2, 3, 7, 5, 6, 2, 3], 10)) == [7, 5, 6, 2, 3]  # the last time, not the first
+    found = NgramDrafter((Text((1, 2, 3, 4, 5, 6)), Text((9, 8))))
+    assert list(found.propose([1, 2, 3], 10)) == [4, 5, 6, 9, 8, 1, 2, 3]
+    assert list(found.propose([1, 2, 3, 7], 10)) == []
+    assert list(found.propose([1, 2, 3, 7, 5, 6], 2)) == [9, 8]
+    assert list(found.propose([1, 2, 3, 7, 5, 6, 2, 3], 10)) == [
+        7,
+        5,
+        6,
+        2,
+        3,
+    ]  # the last time, not the first
 
 
 def test_what_was_said_before_is_guessed_when_it_comes_again(vlm: VLM, prompts: list[Prompt]) -> None:
     whole = vlm.generate(prompts[0], max_tokens=60).ids
-    told = answered(vlm, prompts[0], Repetitions((*prompts[0], Text(whole))), 60)
+    told = answered(vlm, prompts[0], NgramDrafter((*prompts[0], Text(whole))), 60)
     assert told.ids == whole
-    assert told.right > 30  # all but what follows a pair that had come twice
+    assert told.accepted > 30  # all but what follows a pair that had come twice
 
 
 def test_sampling_takes_no_guesses(vlm: VLM, prompts: list[Prompt]) -> None:
     how = Sampling(temperature=1.0, seed=2)
     plain = vlm.generate(prompts[0], max_tokens=12, sampling=how)
     told = vlm.generate(prompts[0], max_tokens=12, sampling=how, repetitions=True, draft=vlm)
-    assert (told.ids, told.guessed) == (plain.ids, 0)
+    assert (told.ids, told.drafted) == (plain.ids, 0)
 
 
 def test_a_draft_of_other_words_is_refused(vlm: VLM, vlm_of: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:

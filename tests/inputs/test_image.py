@@ -14,7 +14,14 @@ from safetensors.numpy import load_file
 from fastvlm_mlx.config import SQUARE_MODES
 from fastvlm_mlx.errors import ConfigError, ImageError
 from fastvlm_mlx.inputs import image
-from fastvlm_mlx.inputs.image import cut, open_image, pieces, preprocess, squared, stored_sides
+from fastvlm_mlx.inputs.image import (
+    open_image,
+    preprocess,
+    preprocess_all,
+    split_image,
+    stored_size,
+    to_square,
+)
 from fastvlm_mlx.inputs.tiling import ImageOptions
 
 EXPECTED = load_file(IMAGES / "expected.safetensors")
@@ -62,7 +69,7 @@ def test_overview_and_tiles_are_the_references_bit_for_bit(
 ) -> None:
     name, columns, rows, size, digests = case
     opened = open_image(IMAGES / name, reference=reference)
-    found = cut(opened, ImageOptions(size, "tiles", (columns, rows), reference=reference))
+    found = split_image(opened, ImageOptions(size, "tiles", (columns, rows), reference=reference))
     assert [hashlib.sha256(piece.tobytes()).hexdigest()[:16] for piece in found] == digests
 
 
@@ -201,11 +208,11 @@ def test_an_open_picture_is_not_opened_again(
     name: str, reference: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ImageOptions(64, "pad", reference=reference)
-    [expected] = pieces(IMAGES / name, options)
+    [expected] = preprocess_all(IMAGES / name, options)
     opened = open_image(IMAGES / name, reference=reference)
     before = opened.tobytes()
     monkeypatch.setattr(image, "open_image", None)
-    [found] = pieces(opened, options)
+    [found] = preprocess_all(opened, options)
     np.testing.assert_array_equal(found, expected)
     assert opened.tobytes() == before
 
@@ -213,8 +220,8 @@ def test_an_open_picture_is_not_opened_again(
 def test_a_picture_with_an_orientation_is_opened_whatever_made_it() -> None:
     picture = Image.fromarray(noise(40, 20))
     picture.getexif()[0x0112] = 6
-    [found] = pieces(picture, ImageOptions(64, "stretch"))
-    [expected] = pieces(picture.transpose(Image.Transpose.ROTATE_270), ImageOptions(64, "stretch"))
+    [found] = preprocess_all(picture, ImageOptions(64, "stretch"))
+    [expected] = preprocess_all(picture.transpose(Image.Transpose.ROTATE_270), ImageOptions(64, "stretch"))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -238,7 +245,7 @@ def test_crop_is_what_transformers_does(width: int, height: int) -> None:
     full = np.asarray(picture.resize(shape, Image.Resampling.BICUBIC))
     top, left = (full.shape[0] - 64) // 2, (full.shape[1] - 64) // 2
     np.testing.assert_array_equal(
-        np.asarray(squared(picture, 64, "crop")), full[top : top + 64, left : left + 64]
+        np.asarray(to_square(picture, 64, "crop")), full[top : top + 64, left : left + 64]
     )
 
 
@@ -280,7 +287,7 @@ def test_bad_options_name_the_good_ones(size: int, mode: str, says: str) -> None
 @pytest.mark.parametrize("mode", ["native", "tiles", "fit"])
 def test_what_makes_no_square_is_refused(mode: str) -> None:
     with pytest.raises(ConfigError, match="choose one of pad, crop, stretch"):
-        squared(Image.new("RGB", (2, 1)), 64, mode)
+        to_square(Image.new("RGB", (2, 1)), 64, mode)
 
 
 # Other shapes
@@ -301,7 +308,7 @@ def test_native_of_a_square_is_the_padded_square() -> None:
 
 def test_tiles_laid_side_by_side_are_the_picture_in_front_of_black() -> None:
     colour = Image.new("RGB", (300, 200), RED)
-    overview, *tiles = cut(colour, ImageOptions(64, "tiles", (2, 2)))
+    overview, *tiles = split_image(colour, ImageOptions(64, "tiles", (2, 2)))
     assert np.all(np.asarray(overview) == RED)
     rows = [np.concatenate([np.asarray(tile) for tile in tiles[first : first + 2]], 1) for first in (0, 2)]
     whole = np.concatenate(rows)
@@ -314,35 +321,37 @@ def test_tiles_laid_side_by_side_are_the_picture_in_front_of_black() -> None:
 def test_tiles_go_row_by_row_after_the_overview() -> None:
     colours = [(40 * n, 0, 255 - 40 * n) for n in range(6)]
     grid = np.repeat(np.repeat(np.array(colours, np.uint8).reshape(2, 3, 3), 64, 0), 64, 1)
-    _, *tiles = cut(Image.fromarray(grid), ImageOptions(64, "tiles", (3, 2)))
+    _, *tiles = split_image(Image.fromarray(grid), ImageOptions(64, "tiles", (3, 2)))
     assert [tile.getpixel((30, 30)) for tile in tiles] == colours
 
 
 @pytest.mark.parametrize("reading", [ImageOptions(64, "tiles"), ImageOptions(64, "tiles", (1, 1))])
 def test_what_one_tile_shows_whole_is_one_padded_square(reading: ImageOptions) -> None:
     picture = Image.fromarray(noise(30, 60))
-    [found] = pieces(picture, reading)
+    [found] = preprocess_all(picture, reading)
     np.testing.assert_array_equal(found, preprocess(picture, 64))
 
 
 @pytest.mark.parametrize("reading", [ImageOptions(64, "native"), ImageOptions(64, "tiles", max_tiles=6)])
 def test_pieces_have_the_sides_that_were_worked_out(reading: ImageOptions) -> None:
     for height, width in ((1, 1), (100, 300), (301, 99), (64, 65), (1, 700), (50, 64)):
-        found = [piece.shape[1::-1] for piece in pieces(Image.fromarray(noise(height, width)), reading)]
+        found = [
+            piece.shape[1::-1] for piece in preprocess_all(Image.fromarray(noise(height, width)), reading)
+        ]
         assert found == list(reading.sides(width, height))
 
 
 def test_a_picture_of_fewer_pixels_than_tiles_is_refused() -> None:
     with pytest.raises(ImageError, match="1×5 has too few pixels for 2x2 tiles; leave the grid out"):
-        pieces(Image.new("RGB", (1, 5)), ImageOptions(64, "tiles", (2, 2)))
+        preprocess_all(Image.new("RGB", (1, 5)), ImageOptions(64, "tiles", (2, 2)))
 
 
 def test_stored_sides_are_those_of_the_file(tmp_path: Path) -> None:
-    assert stored_sides(IMAGES / "exif_rot6.jpg") == (140, 80)  # upright it is 80×140
+    assert stored_size(IMAGES / "exif_rot6.jpg") == (140, 80)  # upright it is 80×140
     (tmp_path / "cut.png").write_bytes((IMAGES / "tall.png").read_bytes()[:100])
-    assert stored_sides(tmp_path / "cut.png") == (90, 241)  # what follows is not looked at
+    assert stored_size(tmp_path / "cut.png") == (90, 241)  # what follows is not looked at
     with pytest.raises(ImageError, match=r"gone\.png.*pass the path of a readable picture"):
-        stored_sides(tmp_path / "gone.png")
+        stored_size(tmp_path / "gone.png")
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(ImageError, match="is not a picture"):
-        stored_sides(tmp_path / "no.png")
+        stored_size(tmp_path / "no.png")

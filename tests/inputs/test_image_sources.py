@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastvlm_mlx.errors import ImageError
 from fastvlm_mlx.inputs import image as room
-from fastvlm_mlx.inputs.image import fetch, open_image
+from fastvlm_mlx.inputs.image import open_image, open_source
 
 
 def ftyp(brand: bytes, *compatible: bytes) -> bytes:
@@ -225,13 +225,13 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_an_address_is_downloaded(url: str) -> None:
     for path in ("/a b.png", "/a%20b.png", "/unsized.png", f"/to/{url}/unsized.png"):
-        assert fetch(url + path) == PNG
+        assert open_source(url + path) == PNG
 
 
 def test_a_downloads_address_is_in_later_errors(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "PNG", b"<html>")
     with pytest.raises(ImageError, match=f"'{url}/unsized.png' is not a picture"):
-        open_image(fetch(f"{url}/unsized.png"))
+        open_image(open_source(f"{url}/unsized.png"))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_downloads_address_is_in_later_errors(url: str, monkeypatch: pytest.Mo
 )
 def test_a_refused_download_says_so(url: str, path: str, says: str) -> None:
     with pytest.raises(ImageError, match=says) as caught:
-        fetch(url + path)
+        open_source(url + path)
     assert url in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -252,10 +252,10 @@ def test_a_refused_download_says_so(url: str, path: str, says: str) -> None:
 @pytest.mark.parametrize("path", ["/a%20b.png", "/unsized.png"])
 def test_a_download_has_a_size_limit(url: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "MAX_DOWNLOAD_BYTES", len(PNG))
-    assert fetch(url + path) == PNG
+    assert open_source(url + path) == PNG
     monkeypatch.setattr(room, "MAX_DOWNLOAD_BYTES", len(PNG) - 1)
     with pytest.raises(ImageError, match="larger than"):
-        fetch(url + path)
+        open_source(url + path)
 
 
 def test_a_dead_connection_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,22 +264,22 @@ def test_a_dead_connection_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as silent:  # listens, never answers
         silent_url = f"http://127.0.0.1:{silent.server_port}/a.png"
         with pytest.raises(ImageError, match=r"cannot download .*timed out"):
-            fetch(silent_url)
+            open_source(silent_url)
     for address in (silent_url, "http://no-such-host.invalid/a.png", "http://[/a.png", "http://"):
         with pytest.raises(ImageError, match="cannot download"):
-            fetch(address)
+            open_source(address)
 
 
 def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PNG)))
-    assert fetch("-") == PNG
+    assert open_source("-") == PNG
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(ImageError, match="'standard input' is empty"):
-        open_image(fetch("-"))
+        open_image(open_source("-"))
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(ImageError, match="none is piped in"):
-        fetch("-")
+        open_source("-")
 
 
 def test_anything_else_is_a_path() -> None:
-    assert fetch("a/b.png") == Path("a/b.png")
+    assert open_source("a/b.png") == Path("a/b.png")

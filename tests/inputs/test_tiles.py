@@ -13,8 +13,8 @@ from pictures import TALL, WIDE, noise
 
 from fastvlm_mlx import VLM, ImageOptions, Picture, Session, Text
 from fastvlm_mlx.errors import ConfigError, ImageError, PromptError
-from fastvlm_mlx.inputs.image import pieces
-from fastvlm_mlx.inputs.prompt import placed
+from fastvlm_mlx.inputs.image import preprocess_all
+from fastvlm_mlx.inputs.prompt import insert_marks
 
 ErrorOf = Callable[[Any, Any], float]
 CLOSE = 1e-5
@@ -39,7 +39,7 @@ def test_tile_tokens_equal_the_tower_run_on_each_crop(vlm: VLM, relative_error: 
     prompt = vlm.prompt("What?", [WIDE], options=TILES)
     start = len(prompt[0].ids)
     rows = vlm.model.embed(prompt)[0, start : start + 5 * 4]
-    alone = [vlm.encode_image(piece)[0] for piece in pieces(WIDE, TILES)]
+    alone = [vlm.encode_image(piece)[0] for piece in preprocess_all(WIDE, TILES)]
     assert relative_error(rows, mx.concatenate(alone)) <= CLOSE
 
 
@@ -57,7 +57,7 @@ def test_two_pictures_and_tiles_in_one_prompt_equal_the_concatenated_features(
         for part in prompt
     ]
     assert relative_error(vlm.model.embed(prompt)[0], mx.concatenate(expected)) <= CLOSE
-    crops = [*pieces(TALL, PADDED), *pieces(WIDE, TILES), *pieces(TALL, PADDED)]
+    crops = [*preprocess_all(TALL, PADDED), *preprocess_all(WIDE, TILES), *preprocess_all(TALL, PADDED)]
     for picture, crop in zip(shown(prompt), crops, strict=True):
         np.testing.assert_array_equal(np.array(picture.pixels[0]), crop)
 
@@ -72,7 +72,7 @@ def test_tiles_go_through_the_tower_as_one_batch(vlm: VLM, encoded: list[int], c
 
 
 def test_a_question_about_tiles_is_answered_as_one_about_as_many_pictures(vlm: VLM) -> None:
-    crops = pieces(WIDE, TILES)
+    crops = preprocess_all(WIDE, TILES)
     marks = "<image>" * len(crops)
     expected = vlm.generate(vlm.prompt(f"{marks}\nWhat?", crops), max_tokens=8)
     found = vlm.generate(vlm.prompt("What?", [WIDE], options=TILES), max_tokens=8)
@@ -99,7 +99,7 @@ def test_a_native_picture_is_one_of_another_shape(vlm: VLM, relative_error: Erro
     assert picture.positions == 12
     answer = vlm.generate(prompt, max_tokens=4)
     assert answer.image_tokens == 12
-    [crop] = pieces(WIDE, ImageOptions(256, "native"))
+    [crop] = preprocess_all(WIDE, ImageOptions(256, "native"))
     np.testing.assert_array_equal(np.array(picture.pixels[0]), crop)
 
 
@@ -157,12 +157,12 @@ def test_a_bad_text_is_refused_before_pictures_are_read(vlm: VLM) -> None:
     ],
 )
 def test_every_piece_has_a_mark(text: str, counts: list[int], found: str) -> None:
-    assert placed(text, ["<image>" * count for count in counts]) == found
+    assert insert_marks(text, ["<image>" * count for count in counts]) == found
 
 
 def test_marks_for_other_pictures_are_refused() -> None:
     with pytest.raises(PromptError, match=r"marks 1 place.* and 2 picture"):
-        placed("<image>?", ["<image>" * 5, "<image>"])
+        insert_marks("<image>?", ["<image>" * 5, "<image>"])
 
 
 # --- conversations ---
@@ -178,4 +178,4 @@ def test_a_conversation_about_tiles_says_what_a_fresh_run_says(vlm: VLM, tmp_pat
     for one in (session, Session.restore(vlm, tmp_path / "talk")):
         found = one.generate("And?", max_tokens=6)
         assert found.ids == fresh.ids
-        assert found.reused_tokens >= 5 * 4
+        assert found.cached_tokens >= 5 * 4

@@ -15,10 +15,10 @@ from fastvlm_mlx.inputs.tiling import (
     MAX_TILES,
     MODES,
     ImageOptions,
+    fit_within,
     fitting_grid,
     native_sides,
-    parsed_grid,
-    within,
+    parse_grid,
 )
 
 CHOSEN = json.loads((GOLDEN / "images" / "tiles.json").read_text())["chosen"]
@@ -77,7 +77,7 @@ def test_grids_and_places_in_them_are_the_references() -> None:
     for width, height, size, most, columns, rows, wide, tall in CHOSEN:
         case = (width, height, size, most)
         assert fitting_grid(*case) == (columns, rows), case
-        assert within(width, height, (columns * size, rows * size)) == (wide, tall), case
+        assert fit_within(width, height, (columns * size, rows * size)) == (wide, tall), case
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 7, 12])
@@ -171,8 +171,8 @@ def test_what_cannot_be_is_refused(wrong: dict[str, object], says: str) -> None:
 
 
 def test_a_grid_is_columns_and_rows() -> None:
-    assert parsed_grid("3x2") == (3, 2)
-    assert parsed_grid(None) is None
+    assert parse_grid("3x2") == (3, 2)
+    assert parse_grid(None) is None
     for wrong in (
         "",
         "3",
@@ -188,7 +188,7 @@ def test_a_grid_is_columns_and_rows() -> None:
         f"{'9' * 5000}x1",
     ):
         with pytest.raises(ConfigError, match=r"no grid .* give columns and rows, such as 2x2"):
-            parsed_grid(wrong)
+            parse_grid(wrong)
 
 
 @pytest.mark.parametrize(

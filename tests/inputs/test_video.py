@@ -19,8 +19,8 @@ from videos import COLOURS, counted, flat, number_of, write
 
 from fastvlm_mlx import VLM, ImageOptions, Picture, Session, Text, Video
 from fastvlm_mlx.errors import ConfigError, ImageError, PromptError
-from fastvlm_mlx.inputs.prompt import placed, stamps
-from fastvlm_mlx.inputs.video import Frame, Reel, first, is_video, opened
+from fastvlm_mlx.inputs.prompt import insert_marks, timestamps
+from fastvlm_mlx.inputs.video import Frame, VideoReader, first_frame, is_video, open_video
 
 COUNT = 24
 KINDS = {
@@ -49,19 +49,19 @@ def ten_a_second(tmp_path: Path) -> Callable[[str], Path]:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The times of all frames that are decoded."""
     times: list[float] = []
-    run = Reel._decoded
+    run = VideoReader._decoded
 
-    def spied(self: Reel) -> Iterator[av.VideoFrame]:
+    def spied(self: VideoReader) -> Iterator[av.VideoFrame]:
         for frame in run(self):
             times.append(self._time_s(frame))
             yield frame
 
-    monkeypatch.setattr(Reel, "_decoded", spied)
+    monkeypatch.setattr(VideoReader, "_decode", spied)
     return times
 
 
 def taken(video: Video) -> list[Frame]:
-    with opened(video) as reel:
+    with open_video(video) as reel:
         return list(reel.frames(reel.times()))
 
 
@@ -126,7 +126,7 @@ def test_of_three_hours_little_is_decoded(tmp_path: Path, decoded: list[float]) 
     assert [time // 60 for time in found] == [11, 33, 56, 78, 101, 123, 146, 168]
     assert len(decoded) <= 8 * (12 + 2)
     decoded.clear()
-    first(Video(path))
+    first_frame(Video(path))
     assert len(decoded) <= 4  # some are decoded ahead
     decoded.clear()
     assert len(times(Video(path, max_frames=500))) == 500
@@ -141,16 +141,16 @@ def test_a_film_that_is_turned_stands_upright(tmp_path: Path) -> None:
     at = content.index(b"tkhd") + 4 + 40
     content[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
     path.write_bytes(content)
-    picture = first(Video(path))
+    picture = first_frame(Video(path))
     assert picture.size == (64, 96)
     np.testing.assert_allclose(picture.getpixel((32, 20)), COLOURS[2], atol=12)
     np.testing.assert_allclose(picture.getpixel((32, 80)), COLOURS[5], atol=12)
-    assert first(Video(write(tmp_path / "over.mp4", [lying], rotation=180))).getpixel((80, 32))[0] < 80
+    assert first_frame(Video(write(tmp_path / "over.mp4", [lying], rotation=180))).getpixel((80, 32))[0] < 80
 
 
 def test_pixels_that_are_no_squares_are_widened(tmp_path: Path) -> None:
     path = write(tmp_path / "wide.mkv", [flat(COLOURS[1])], aspect=Fraction(3, 2))
-    assert first(Video(path)).size == (144, 64)
+    assert first_frame(Video(path)).size == (144, 64)
 
 
 # --- scenes ---
@@ -190,7 +190,7 @@ def test_damaged_packets_are_left_out_and_counted(tmp_path: Path) -> None:
     for pos, size in packets[6:9]:
         content[pos + 8 : pos + 8 + size] = bytes(size)
     path.write_bytes(content)
-    with opened(Video(path, max_frames=100)) as reel:
+    with open_video(Video(path, max_frames=100)) as reel:
         found = [number_of(frame.picture, COUNT) for frame in reel.frames(reel.times())]
         assert reel.damaged == 3
     assert found == [*range(6), *range(9, COUNT)]
@@ -291,14 +291,14 @@ def test_options_that_cannot_be_acted_upon_are_refused(options: dict[str, object
     ],
 )
 def test_times_are_as_fine_as_they_need_to_be(times_s: list[float], written: str) -> None:
-    assert " ".join(stamps(times_s)) == written
+    assert " ".join(timestamps(times_s)) == written
 
 
 def test_lines_stand_where_the_mark_is() -> None:
     clip = "[0:00] <image>\n[0:04] <image>"
-    assert placed("What?", [clip, "<image>"]) == f"{clip}\n<image>\nWhat?"
-    assert placed("<image>: what is in <image>?", ["<image>", clip]) == f"<image>: what is in {clip}?"
-    assert placed("What?", ["<image>"]) == "What?"
+    assert insert_marks("What?", [clip, "<image>"]) == f"{clip}\n<image>\nWhat?"
+    assert insert_marks("<image>: what is in <image>?", ["<image>", clip]) == f"<image>: what is in {clip}?"
+    assert insert_marks("What?", ["<image>"]) == "What?"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx.kernels import attention
-from fastvlm_mlx.kernels.attention import TABLE, Attention
+from fastvlm_mlx.kernels.attention import TABLE, AttentionProblem
 from fastvlm_mlx.kernels.candidates import Candidate
 
 Array = np.ndarray
@@ -27,7 +27,7 @@ def test_attention_equals_the_plain_definition(
     q, k, v = (np.random.default_rng(n).standard_normal(shape, dtype=np.float32) for n in range(3))
     q *= np.float32(strength / shape[-1] ** 0.5)
     found = candidate.make(*map(mx.array, (q, k, v)))
-    expected = Attention(*shape[1:]).expected(*(one.astype(np.float64) for one in (q, k, v)))
+    expected = AttentionProblem(*shape[1:]).expected(*(one.astype(np.float64) for one in (q, k, v)))
     assert relative_error(found, expected) < (2e-6 if strength < 2 else 1e-5)
 
 

@@ -12,7 +12,7 @@ from host import compiled, handed
 
 from fastvlm_mlx.kernels import blocks
 from fastvlm_mlx.kernels.candidates import CPU, CUDA, GPUS, device
-from fastvlm_mlx.kernels.depthwise import TABLE, Depthwise, registers
+from fastvlm_mlx.kernels.depthwise import TABLE, DepthwiseProblem, registers
 
 HOST = """
 #include <cstddef>
@@ -54,7 +54,11 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Launch:
         return compiled(source, folder / f"{kernel}-{stride}-{block[0]}-{block[1]}.cpp")
 
     def launch(
-        problem: Depthwise, x: np.ndarray, weight: np.ndarray, block: blocks.Block, grid: tuple[int, int, int]
+        problem: DepthwiseProblem,
+        x: np.ndarray,
+        weight: np.ndarray,
+        block: blocks.Block,
+        grid: tuple[int, int, int],
     ) -> tuple[np.ndarray, np.ndarray]:
         taps = np.array(blocks.taps(mx.array(weight)))
         rows, columns = (-(-side // problem.stride) for side in x.shape[1:3])
@@ -69,7 +73,7 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     return launch
 
 
-def arrays(problem: Depthwise, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def arrays(problem: DepthwiseProblem, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     size = problem.kernel
     weight = random.standard_normal((problem.widening * shape[-1], size, size, 1), dtype=np.float32)
@@ -85,7 +89,7 @@ def test_every_output_is_written_once_and_right(
     relative_error: Callable[[np.ndarray, np.ndarray], float],
 ) -> None:
     for shape in SHAPES:
-        problem = Depthwise(shape[-1], *layer, *shape[1:3])
+        problem = DepthwiseProblem(shape[-1], *layer, *shape[1:3])
         x, weight = arrays(problem, shape)
         expected = problem.expected(x.astype(np.float64), weight.astype(np.float64))
         grid = blocks.grid(shape[0], *expected.shape[1:], block)
@@ -96,7 +100,7 @@ def test_every_output_is_written_once_and_right(
 
 def test_threads_beyond_the_grid_write_nothing(on_host: Launch) -> None:
     """CUDA rounds a grid up to whole groups."""
-    problem = Depthwise(3, 7, 2, 2, 9, 13)
+    problem = DepthwiseProblem(3, 7, 2, 2, 9, 13)
     x, weight = arrays(problem, (2, 9, 13, 3))
     exact = blocks.grid(2, 5, 7, 6, (2, 4))
     rounded = tuple(-(-count // group) * group for count, group in zip(exact, blocks._GROUP, strict=True))
@@ -140,7 +144,7 @@ def test_on_the_gpu_it_equals_the_plain_definition(
 ) -> None:
     limit = {mx.float32: 2e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3}[dtype]
     for shape, block in product(SHAPES, BLOCKS):
-        problem = Depthwise(shape[-1], *layer, *shape[1:3])
+        problem = DepthwiseProblem(shape[-1], *layer, *shape[1:3])
         x, weight = (mx.array(one).astype(dtype) for one in arrays(problem, shape))
         found = registers(weight, problem.stride, block)(x)
         assert found.dtype == dtype

@@ -13,10 +13,10 @@ from fastvlm_mlx import kernels
 from fastvlm_mlx.errors import ConfigError
 from fastvlm_mlx.kernels import activation, choice, measure
 from fastvlm_mlx.kernels.candidates import CPU, GPUS, Candidate
-from fastvlm_mlx.kernels.depthwise import Depthwise
+from fastvlm_mlx.kernels.depthwise import DepthwiseProblem
 from fastvlm_mlx.models.vision import DepthwiseConv
 
-LAYER = Depthwise(channels=4, kernel=3, stride=1, widening=1, rows=8, columns=8)
+LAYER = DepthwiseProblem(channels=4, kernel=3, stride=1, widening=1, rows=8, columns=8)
 
 
 class Clock:
@@ -51,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def plant(*candidates: Candidate) -> None:
-        monkeypatch.setattr(Depthwise, "table", property(lambda _: candidates))
+        monkeypatch.setattr(DepthwiseProblem, "table", property(lambda _: candidates))
 
     return plant
 
@@ -153,8 +153,8 @@ def test_the_hopelessly_slow_are_not_timed_again(clock: Clock, table: Callable[.
 
 
 def test_every_candidate_for_this_device_is_right() -> None:
-    problems = (LAYER, Depthwise(3, 7, 2, 2, 9, 13), activation.Gelu(50_000))
-    for problem in (*problems, kernels.Attention(2, 32, 40)):
+    problems = (LAYER, DepthwiseProblem(3, 7, 2, 2, 9, 13), activation.GeluProblem(50_000))
+    for problem in (*problems, kernels.AttentionProblem(2, 32, 40)):
         assert set(names(measure.trials(problem, choice.device(), mx.float32, 1)).values()) == {""}, problem
 
 
@@ -164,12 +164,12 @@ def test_a_cpu_measures_nothing_unasked(monkeypatch: pytest.MonkeyPatch) -> None
     for problem, expected in (
         (LAYER, "bands of 4"),
         (replace(LAYER, channels=768), "toeplitz 4x4"),
-        (activation.Gelu(10**6), "rational"),
-        (kernels.Attention(24, 32, 1024), "powers"),
-        (kernels.Attention(8, 32, 16), "stock"),
+        (activation.GeluProblem(10**6), "rational"),
+        (kernels.AttentionProblem(24, 32, 1024), "powers"),
+        (kernels.AttentionProblem(8, 32, 16), "stock"),
     ):
-        assert choice.chosen(problem, mx.float32).name == expected
-    assert choice.chosen(LAYER, mx.float16).name == "stock"
+        assert choice.choose(problem, mx.float32).name == expected
+    assert choice.choose(LAYER, mx.float16).name == "stock"
 
 
 def test_a_cpu_keeps_to_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +177,8 @@ def test_a_cpu_keeps_to_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> Non
     banded = next(candidate for candidate in LAYER.table if candidate.name == "bands of 8")
     assert choice.keep(LAYER, mx.float32, banded)
     restarted(monkeypatch)
-    assert choice.chosen(LAYER, mx.float32) is banded
-    assert choice.chosen(Depthwise(8, 3, 1, 1, 8, 8), mx.float32).name == "bands of 4"
+    assert choice.choose(LAYER, mx.float32) is banded
+    assert choice.choose(DepthwiseProblem(8, 3, 1, 1, 8, 8), mx.float32).name == "bands of 4"
 
 
 @pytest.mark.parametrize("where", GPUS)
@@ -188,9 +188,9 @@ def test_a_gpu_takes_mlx_own_operations_until_tune_was_run(
     """No kernel of ours ran on one, so none runs unasked, and nothing is measured."""
     monkeypatch.setattr(choice, "device", lambda: where)
     monkeypatch.setattr(measure, "trials", None)
-    for problem in (LAYER, activation.Gelu(10**6), kernels.Attention(24, 32, 1024)):
+    for problem in (LAYER, activation.GeluProblem(10**6), kernels.AttentionProblem(24, 32, 1024)):
         for dtype in (mx.float16, mx.bfloat16, mx.float32):
-            found = choice.chosen(problem, dtype)
+            found = choice.choose(problem, dtype)
             assert found is next(candidate for candidate in problem.table if where in candidate.devices)
             assert not found.source, "a kernel of ours"
 
@@ -199,9 +199,9 @@ def test_a_gpu_takes_mlx_own_operations_until_tune_was_run(
 def test_what_tune_kept_is_read_by_later_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = next(candidate for candidate in LAYER.table if candidate.source)
     assert choice.keep(LAYER, mx.float16, ours)
-    assert choice.chosen(LAYER, mx.float16) is ours
+    assert choice.choose(LAYER, mx.float16) is ours
     restarted(monkeypatch)
-    assert choice.chosen(LAYER, mx.float16) is ours
+    assert choice.choose(LAYER, mx.float16) is ours
 
 
 def test_another_type_or_layer_is_another_choice(
@@ -210,8 +210,8 @@ def test_another_type_or_layer_is_another_choice(
     a = Candidate("a", clock.taking(0.001))
     table(Candidate("stock", clock.taking(0.0001)), a)
     choice.keep(LAYER, mx.float16, a)
-    assert choice.chosen(LAYER, mx.float16) is a
-    assert choice.chosen(LAYER, mx.bfloat16).name == "stock"
+    assert choice.choose(LAYER, mx.float16) is a
+    assert choice.choose(LAYER, mx.bfloat16).name == "stock"
 
 
 def test_a_choice_of_a_kernel_that_changed_is_ignored(
@@ -219,16 +219,16 @@ def test_a_choice_of_a_kernel_that_changed_is_ignored(
 ) -> None:
     choice.keep(LAYER, mx.float32, Candidate("a", kernels.stock, source="x = 1;"))
     table(Candidate("stock", clock.taking(0.001)), Candidate("a", clock.taking(0.002), source="x = 2;"))
-    assert choice.chosen(LAYER, mx.float32).name == "stock"
+    assert choice.choose(LAYER, mx.float32).name == "stock"
 
 
 def test_stock_wins_over_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     choice.keep(LAYER, mx.float32, LAYER.table[1])
-    assert choice.chosen(LAYER, mx.float32) is LAYER.table[1]
+    assert choice.choose(LAYER, mx.float32) is LAYER.table[1]
     monkeypatch.setenv("FASTVLM_MLX_KERNELS", "stock")
-    assert choice.chosen(LAYER, mx.float32).name == "stock"
+    assert choice.choose(LAYER, mx.float32).name == "stock"
     assert (
-        choice.chosen(activation.Gelu(10**6), mx.float32)
+        choice.choose(activation.GeluProblem(10**6), mx.float32)
         is activation.TABLE[0 if choice.device() in GPUS else 1]
     )
 
@@ -236,7 +236,7 @@ def test_stock_wins_over_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> N
 def test_other_words_than_stock_and_tuned_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTVLM_MLX_KERNELS", "fast")
     with pytest.raises(ConfigError, match=r"'fast'.*tuned, stock"):
-        choice.chosen(LAYER, mx.float32)
+        choice.choose(LAYER, mx.float32)
 
 
 @pytest.mark.parametrize(
@@ -247,17 +247,17 @@ def test_a_damaged_file_is_ignored_and_replaced(
 ) -> None:
     (folder / "kernels.json").write_text(content)
     monkeypatch.setattr(choice, "device", lambda: CPU)
-    assert choice.chosen(LAYER, mx.float32).name == "bands of 4"
+    assert choice.choose(LAYER, mx.float32).name == "bands of 4"
     assert choice.keep(LAYER, mx.float32, LAYER.table[0])
     restarted(monkeypatch)
-    assert choice.chosen(LAYER, mx.float32).name == "stock"
+    assert choice.choose(LAYER, mx.float32).name == "stock"
 
 
 def test_a_name_that_is_no_candidate_is_ignored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "device", lambda: CPU)
     choice.keep(LAYER, mx.float32, Candidate("of another version", kernels.stock))
     restarted(monkeypatch)
-    assert choice.chosen(LAYER, mx.float32).name == "bands of 4"
+    assert choice.choose(LAYER, mx.float32).name == "bands of 4"
 
 
 def test_a_file_that_cannot_be_written_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_a_file_that_cannot_be_written_is_no_error(folder: Path, monkeypatch: py
         monkeypatch.setenv(choice.FOLDER_VARIABLE, str(place))
         restarted(monkeypatch)
         assert not choice.keep(LAYER, mx.float32, LAYER.table[0])
-        assert choice.chosen(LAYER, mx.float32).name == "stock"  # for this process all the same
+        assert choice.choose(LAYER, mx.float32).name == "stock"  # for this process all the same
 
 
 def test_nothing_is_kept_where_the_variable_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,12 +292,12 @@ def test_forgetting_brings_the_default_back(monkeypatch: pytest.MonkeyPatch) -> 
     choice.keep(LAYER, mx.float32, LAYER.table[0])
     assert choice.forget()
     assert not choice.forget()
-    assert choice.chosen(LAYER, mx.float32).name == "bands of 4"
+    assert choice.choose(LAYER, mx.float32).name == "bands of 4"
 
 
 def test_a_layer_asks_when_it_first_runs() -> None:
     layer = DepthwiseConv(6, 7, stride=2, widening=2)
-    with choice.watched() as seen:
+    with choice.watch() as seen:
         layer(mx.zeros((1, 10, 12, 6)))
         layer(mx.zeros((1, 4, 4, 6)))
-    assert list(seen.values()) == [Depthwise(6, 7, 2, 2, 10, 12)]
+    assert list(seen.values()) == [DepthwiseProblem(6, 7, 2, 2, 10, 12)]

@@ -8,7 +8,7 @@ import pytest
 
 from fastvlm_mlx.kernels import depthwise, stock
 from fastvlm_mlx.kernels.candidates import CPU, Candidate, device
-from fastvlm_mlx.kernels.depthwise import TABLE, Depthwise
+from fastvlm_mlx.kernels.depthwise import TABLE, DepthwiseProblem
 
 Array = np.ndarray
 SHAPES = [(1, 1, 1, 4), (2, 3, 5, 4), (1, 8, 8, 16), (3, 9, 13, 2), (1, 4, 17, 3)]
@@ -52,7 +52,7 @@ def test_depthwise_equals_the_plain_definition(
         convolve = candidate.make(mx.array(weight), stride)
         expected = plain(x, weight, stride)
         assert relative_error(convolve(mx.array(x)), expected) < 2e-6, shape
-        problem = Depthwise(shape[-1], size, stride, widening, *shape[1:3])
+        problem = DepthwiseProblem(shape[-1], size, stride, widening, *shape[1:3])
         exact = problem.expected(x.astype(float), weight.astype(float))
         assert relative_error(exact, expected) < 1e-12, shape
 

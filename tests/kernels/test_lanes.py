@@ -27,7 +27,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def within(build: Callable[[], mx.array]) -> mx.array:
     """Operation by operation: of a batch of one"""
-    return kernels.begun(lambda _: build(), mx.zeros((1,)))
+    return kernels.run_parallel(lambda _: build(), mx.zeros((1,)))
 
 
 @pytest.mark.usefixtures("cores")
@@ -40,7 +40,7 @@ def test_a_batch_is_divided_and_put_together_in_order(length: int) -> None:
         return 2 * x
 
     x = mx.arange(length)
-    assert mx.array_equal(kernels.begun(layer, x), 2 * x)
+    assert mx.array_equal(kernels.run_parallel(layer, x), 2 * x)
     assert sum(seen) == length
     assert len(seen) == (1 if length < CORES else -(-length // -(-length // CORES)))
 
@@ -51,12 +51,12 @@ def test_parts_have_streams_of_their_own_and_are_not_divided_again() -> None:
 
     def part(few: slice) -> mx.array:
         streams.append(mx.default_stream(mx.default_device()))
-        counts.append(lanes.count(1000))
+        counts.append(lanes.part_count(1000))
         return mx.arange(few.start, few.stop)
 
     def build() -> mx.array:
-        assert lanes.count(1000) == CORES
-        return lanes.spread(part, 2 * CORES, 1)
+        assert lanes.part_count(1000) == CORES
+        return lanes.map_slices(part, 2 * CORES, 1)
 
     before = mx.default_stream(mx.default_device())
     assert mx.array_equal(within(build), mx.arange(2 * CORES))
@@ -73,7 +73,7 @@ def test_several_threads_share_the_streams() -> None:
     expected = mx.tanh(x @ x.T).tolist()
 
     def encode(_: int) -> Any:
-        return kernels.begun(lambda row: mx.tanh(row @ x.T), x).tolist()
+        return kernels.run_parallel(lambda row: mx.tanh(row @ x.T), x).tolist()
 
     with ThreadPoolExecutor(4) as pool:
         assert all(np.allclose(found, expected, atol=1e-5) for found in pool.map(encode, range(40)))
@@ -86,8 +86,8 @@ def test_outside_nothing_is_divided() -> None:
         streams.append(mx.default_stream(mx.default_device()))
         return mx.arange(few.start, few.stop)
 
-    assert mx.array_equal(lanes.spread(part, 2, 1), mx.arange(2))
-    assert lanes.count(2**40) == 1
+    assert mx.array_equal(lanes.map_slices(part, 2, 1), mx.arange(2))
+    assert lanes.part_count(2**40) == 1
     assert streams == [mx.default_stream(mx.default_device())] * 2
 
 

@@ -175,11 +175,11 @@ def test_a_saved_session_goes_on_in_the_same_bits_and_is_read_again_in_others(
     session.save(tmp_path / "talk")
     expected = session.generate("And now?", max_tokens=TOKENS)
     restored = Session.restore(packed, tmp_path / "talk").generate("And now?", max_tokens=TOKENS)
-    assert (restored.ids, restored.reused_tokens) == (expected.ids, expected.reused_tokens)
+    assert (restored.ids, restored.cached_tokens) == (expected.ids, expected.cached_tokens)
     other = Session.restore(floats, tmp_path / "talk")
     known = other.prompt("And now?", max_tokens=TOKENS)
     again = other.generate("And now?", max_tokens=TOKENS)
-    assert again.reused_tokens == 0
+    assert again.cached_tokens == 0
     assert again.ids == floats.generate(known, max_tokens=TOKENS).ids
 
 

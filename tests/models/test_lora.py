@@ -18,12 +18,12 @@ from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.inputs.tokenizer import Tokenizer
 from fastvlm_mlx.models import lora
 from fastvlm_mlx.models.fastvlm import FastVLM
-from fastvlm_mlx.models.lora import Adapter, Settings
+from fastvlm_mlx.models.lora import Adapter, LoRASettings
 from fastvlm_mlx.train.finetune import fused
 from fastvlm_mlx.weights import checkpoint
 
 MODEL = "apple-fused, converted"
-EVERYWHERE = Settings(rank=4, alpha=8, patterns=("",))
+EVERYWHERE = LoRASettings(rank=4, alpha=8, patterns=("",))
 Directory = Callable[[str], Path]
 Error = Callable[[object, object], float]
 
@@ -44,10 +44,10 @@ def packed(directory_of: Directory, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def kept_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: packed matrices are not unpacked on load."""
-    monkeypatch.setattr(checkpoint, "dequantized", lambda config, weights: (config, weights))
+    monkeypatch.setattr(checkpoint, "dequantize", lambda config, weights: (config, weights))
 
 
-def trained(directory: Path, settings: Settings = EVERYWHERE) -> Adapter:
+def trained(directory: Path, settings: LoRASettings = EVERYWHERE) -> Adapter:
     """An adapter that changes something."""
     model = checkpoint.load(directory).model
     lora.attach(model, settings, mx.random.key(0))
@@ -91,7 +91,7 @@ def test_the_model_s_own_tensors_keep_their_names(base: Path) -> None:
 @pytest.mark.parametrize(
     ("patterns", "paths"),
     [
-        (Settings().patterns, r"language\.layers\.[01]\.(attention\.(qkv|out)|mlp\.(gate_up|down))"),
+        (LoRASettings().patterns, r"language\.layers\.[01]\.(attention\.(qkv|out)|mlp\.(gate_up|down))"),
         ((r"language\.layers\.1\..*qkv",), r"language\.layers\.1\.attention\.qkv"),
         (
             ("projector", r"vision\.stages\.3"),
@@ -102,19 +102,19 @@ def test_the_model_s_own_tensors_keep_their_names(base: Path) -> None:
 def test_patterns_choose_matrices(base: Path, patterns: tuple[str, ...], paths: str) -> None:
     model = checkpoint.load(base).model
     matrices = lora._matrices(model)
-    lora.attach(model, Settings(patterns=patterns), mx.random.key(0))
+    lora.attach(model, LoRASettings(patterns=patterns), mx.random.key(0))
     widened = {path for path, module in model.named_modules() if isinstance(module, lora.LoRALinear)}
     assert widened == {path for path in matrices if re.fullmatch(paths, path)} != set()
 
 
 def test_by_default_the_decoder_s_attention_and_mlp_are_widened(base: Path) -> None:
     model = checkpoint.load(base).model
-    lora.attach(model, Settings(), mx.random.key(0))
+    lora.attach(model, LoRASettings(), mx.random.key(0))
     assert len(lora.parameters(model)) == 2 * 4 * 2  # pairs, matrices a layer, layers
 
 
 def test_beside_a_matrix_is_the_scaled_product() -> None:
-    layer = lora.LoRALinear(nn.Linear(6, 5), Settings(2, 8.0))
+    layer = lora.LoRALinear(nn.Linear(6, 5), LoRASettings(2, 8.0))
     layer.lora_a, layer.lora_b = mx.random.normal((6, 2)), mx.random.normal((2, 5))
     x = mx.random.normal((3, 6))
     expected = x @ layer.weight.T + layer.bias + 4.0 * (x @ layer.lora_a @ layer.lora_b)

@@ -99,10 +99,10 @@ def test_several_turns_and_pictures_equal_generate(server: Server, vlm: VLM) -> 
         user("Are you sure?"),
     ]
     answer = server.client().chat.completions.create(model=NAME, messages=messages, max_tokens=9)  # type: ignore[arg-type]
-    from fastvlm_mlx.inputs.prompt import assemble, dialogue
+    from fastvlm_mlx.inputs.prompt import assemble, chatml_turns
 
     turns = ["First\n<image>\nthen\n<image>\nwhat changed?", "Nothing.", "Are you sure?"]
-    text = "".join(dialogue(turns, 2, "Be brief."))
+    text = "".join(chatml_turns(turns, 2, "Be brief."))
     prompt = assemble(text, [vlm.picture(first), vlm.picture(second)], vlm.tokenizer.encode)
     assert answer.choices[0].message.content == vlm.generate(prompt, max_tokens=9).text
 
@@ -241,14 +241,14 @@ def test_full_queue_answers_429_with_retry_after(started: Started) -> None:
 
 def test_json_tables_are_built_once(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[object] = []
-    sound = json_schema.Shapes.__init__
+    sound = json_schema.SchemaCompiler.__init__
 
-    def slow(self: json_schema.Shapes, *arguments: Any) -> None:
+    def slow(self: json_schema.SchemaCompiler, *arguments: Any) -> None:
         built.append(self)
         time.sleep(0.2)
         sound(self, *arguments)
 
-    monkeypatch.setattr(json_schema.Shapes, "__init__", slow)
+    monkeypatch.setattr(json_schema.SchemaCompiler, "__init__", slow)
     server = started()
     request = body(response_format={"type": "json_object"}, max_tokens=1)
     with ThreadPoolExecutor(4) as pool:

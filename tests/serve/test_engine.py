@@ -43,7 +43,7 @@ class Received:
 def ask(engine: Engine, prompt: Prompt, max_tokens: int = 12, **options: object) -> Received:
     received = Received()
     question = Question(prompt, max_tokens, **options)  # type: ignore[arg-type]
-    received.ticket = engine.ask(question, received.events.put)
+    received.ticket = engine.submit(question, received.events.put)
     return received
 
 
@@ -90,12 +90,12 @@ def test_repeated_prompt_is_cached(vlm: VLM, engine: Engine, pictures: list[Pict
     first, second = (next(iter(ask(engine, prompt))) for _ in range(2))
     assert isinstance(first, Prefilled)
     assert isinstance(second, Prefilled)
-    assert (first.reused_tokens, first.image_tokens) == (0, 4)
-    assert second.reused_tokens == first.tokens - 1
+    assert (first.cached_tokens, first.image_tokens) == (0, 4)
+    assert second.cached_tokens == first.tokens - 1
     assert (second.image_tokens, second.text_tokens, second.vision_s) == (0, 1, 0.0)
     other = next(iter(ask(engine, vlm.prompt("Another thing", pictures[1:2]))))
     assert isinstance(other, Prefilled)
-    assert 10 < other.reused_tokens < second.reused_tokens  # the system prompt
+    assert 10 < other.cached_tokens < second.cached_tokens  # the system prompt
     assert (engine.features.misses, len(engine.features)) == (2, 2)
 
 
@@ -108,7 +108,7 @@ def test_tokens_of_an_answer_are_cached_for_the_next_turn(vlm: VLM, engine: Engi
     received = ask(engine, longer)
     first = next(iter(received))
     assert isinstance(first, Prefilled)
-    assert first.reused_tokens >= sum(part.positions for part in prompt) + len(ids) - 1
+    assert first.cached_tokens >= sum(part.positions for part in prompt) + len(ids) - 1
 
 
 def test_canceled_answer_frees_its_place(vlm: VLM) -> None:
@@ -184,8 +184,8 @@ def test_logprobs_equal_those_of_the_logits(vlm: VLM, engine: Engine) -> None:
     expected = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     for token, row in zip(tokens, expected, strict=True):
         assert token.logprob == pytest.approx(row[token.id], abs=1e-4)
-        assert [id for id, _ in token.likeliest] == np.argsort(-row)[:3].tolist()
-        assert [value for _, value in token.likeliest] == pytest.approx(np.sort(row)[::-1][:3], abs=1e-4)
+        assert [id for id, _ in token.top_logprobs] == np.argsort(-row)[:3].tolist()
+        assert [value for _, value in token.top_logprobs] == pytest.approx(np.sort(row)[::-1][:3], abs=1e-4)
 
 
 class Only:
@@ -271,7 +271,7 @@ def test_raising_receiver_ends_only_its_own_answer(vlm: VLM, engine: Engine) -> 
 
     expected = vlm.generate("Hello", max_tokens=12).ids
     well = ask(engine, vlm.prompt("Hello"))
-    engine.ask(Question(vlm.prompt("Hello")), broken)
+    engine.submit(Question(vlm.prompt("Hello")), broken)
     assert well.ids() == expected
     assert ask(engine, vlm.prompt("Hello")).ids() == expected
 
@@ -365,7 +365,7 @@ def test_logprobs_never_sort_the_whole_vocabulary(
     original = mx.argsort
     monkeypatch.setattr(mx, "argsort", lambda x, **how: (sizes.append(x.size), original(x, **how))[1])
     none = [event for event in ask(engine, vlm.prompt("Hello"), 4, likeliest=0) if isinstance(event, Token)]
-    assert all(event.logprob is not None and event.likeliest == () for event in none)
+    assert all(event.logprob is not None and event.top_logprobs == () for event in none)
     assert sizes == []
     ask(engine, vlm.prompt("Hello"), 4, likeliest=3).ids()
     assert set(sizes) == {3}

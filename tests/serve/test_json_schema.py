@@ -14,8 +14,8 @@ import pytest
 
 from fastvlm_mlx.errors import CheckpointError, ConfigError
 from fastvlm_mlx.inputs.tokenizer import Tokenizer
-from fastvlm_mlx.serve.json_schema import END, Shape, Shapes
-from fastvlm_mlx.serve.request import Form, Refused
+from fastvlm_mlx.serve.json_schema import END, SchemaCompiler, SchemaConstraint
+from fastvlm_mlx.serve.request import RequestError, ResponseFormat
 
 pytest.importorskip("llguidance")
 
@@ -94,8 +94,8 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def shapes(tokenizer: Tokenizer) -> Shapes:
-    return Shapes(tokenizer)
+def shapes(tokenizer: Tokenizer) -> SchemaCompiler:
+    return SchemaCompiler(tokenizer)
 
 
 def end_of(tokenizer: Tokenizer) -> int:
@@ -104,16 +104,16 @@ def end_of(tokenizer: Tokenizer) -> int:
     return end
 
 
-def chosen(shape: Shape, logits: np.ndarray) -> int:
+def chosen(shape: SchemaConstraint, logits: np.ndarray) -> int:
     allowed = shape.allowed()
     assert allowed.shape == logits.shape
     assert allowed.any()
     token_id = int(np.where(allowed, logits, -np.inf).argmax())
-    shape.said(token_id)
+    shape.advance(token_id)
     return token_id
 
 
-def random_answer(tokenizer: Tokenizer, shape: Shape, seed: int) -> str | None:
+def random_answer(tokenizer: Tokenizer, shape: SchemaConstraint, seed: int) -> str | None:
     """Decode random logits; return None if the answer does not end."""
     random, end, ids = np.random.default_rng(seed), end_of(tokenizer), list[int]()
     for _ in range(MOST):
@@ -127,9 +127,9 @@ def random_answer(tokenizer: Tokenizer, shape: Shape, seed: int) -> str | None:
 
 @pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
 def test_random_logits_match_the_schema(
-    schema: tuple[Any, Callable[[Any], bool]], tokenizer: Tokenizer, shapes: Shapes
+    schema: tuple[Any, Callable[[Any], bool]], tokenizer: Tokenizer, shapes: SchemaCompiler
 ) -> None:
-    form = Form(json.dumps(schema[0]))
+    form = ResponseFormat(json.dumps(schema[0]))
     answers = [random_answer(tokenizer, shapes.begin(form), seed) for seed in range(20)]
     finished = [answer for answer in answers if answer is not None]
     assert len(finished) >= 15
@@ -140,50 +140,50 @@ def test_random_logits_match_the_schema(
 @pytest.mark.parametrize("checkpoint", ["apple-train", "hf-timm-unfused", "mlx-vlm-f32"])
 def test_without_a_schema_the_answer_is_any_object(checkpoint: str) -> None:
     tokenizer = Tokenizer.load(CHECKPOINTS / checkpoint / "untied")
-    shapes = Shapes(tokenizer)
-    answers = [random_answer(tokenizer, shapes.begin(Form()), seed) for seed in range(20)]
+    shapes = SchemaCompiler(tokenizer)
+    answers = [random_answer(tokenizer, shapes.begin(ResponseFormat()), seed) for seed in range(20)]
     finished = [json.loads(answer) for answer in answers if answer is not None]
     assert len(finished) >= 5
     assert all(type(value) is dict for value in finished)
 
 
 @pytest.mark.parametrize("text", OBJECTS)
-def test_valid_json_is_unchanged(text: str, tokenizer: Tokenizer, shapes: Shapes) -> None:
-    shape = shapes.begin(Form())
+def test_valid_json_is_unchanged(text: str, tokenizer: Tokenizer, shapes: SchemaCompiler) -> None:
+    shape = shapes.begin(ResponseFormat())
     ids = [*tokenizer.encode(text), end_of(tokenizer)]
     for token_id in ids:
         assert chosen(shape, np.eye(tokenizer.size)[token_id]) == token_id
     assert shape.done
 
 
-def test_only_the_end_follows_complete_json(tokenizer: Tokenizer, shapes: Shapes) -> None:
-    shape = shapes.begin(Form())
+def test_only_the_end_follows_complete_json(tokenizer: Tokenizer, shapes: SchemaCompiler) -> None:
+    shape = shapes.begin(ResponseFormat())
     for token_id in tokenizer.encode('{"a": 1}'):
         assert not shape.done
-        shape.said(token_id)
+        shape.advance(token_id)
     assert shape.done
     assert np.flatnonzero(shape.allowed()).tolist() == [end_of(tokenizer)]
 
 
-def test_the_end_is_refused_before_json_is_complete(tokenizer: Tokenizer, shapes: Shapes) -> None:
-    shape = shapes.begin(Form())
+def test_the_end_is_refused_before_json_is_complete(tokenizer: Tokenizer, shapes: SchemaCompiler) -> None:
+    shape = shapes.begin(ResponseFormat())
     assert not shape.allowed()[end_of(tokenizer)]
-    with pytest.raises(Refused):
-        shape.said(end_of(tokenizer))
+    with pytest.raises(RequestError):
+        shape.advance(end_of(tokenizer))
 
 
-def test_whitespace_is_limited(tokenizer: Tokenizer, shapes: Shapes) -> None:
-    shape, (space,) = shapes.begin(Form()), tokenizer.encode(" ")
+def test_whitespace_is_limited(tokenizer: Tokenizer, shapes: SchemaCompiler) -> None:
+    shape, (space,) = shapes.begin(ResponseFormat()), tokenizer.encode(" ")
     text = tokenizer.decode(chosen(shape, np.eye(tokenizer.size)[space]) for _ in range(100))
     assert text[0] == "{"
     assert len(text[1:]) - len(text[1:].lstrip()) == 32
 
 
-def test_answers_are_independent(tokenizer: Tokenizer, shapes: Shapes) -> None:
-    form, other = Form(json.dumps(CAT)), Form('{"type": "boolean"}')
+def test_answers_are_independent(tokenizer: Tokenizer, shapes: SchemaCompiler) -> None:
+    form, other = ResponseFormat(json.dumps(CAT)), ResponseFormat('{"type": "boolean"}')
     alone = random_answer(tokenizer, shapes.begin(form), 1)
     first, second = shapes.begin(form), shapes.begin(other)
-    second.said(tokenizer.encode("true")[0])
+    second.advance(tokenizer.encode("true")[0])
     assert random_answer(tokenizer, first, 1) == alone
 
 
@@ -194,13 +194,13 @@ def test_added_tokens_are_never_allowed(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.size == 501
-    shapes = Shapes(tokenizer)
-    shape = shapes.begin(Form())
-    shape.said(tokenizer.encode('{"')[0])
+    shapes = SchemaCompiler(tokenizer)
+    shape = shapes.begin(ResponseFormat())
+    shape.advance(tokenizer.encode('{"')[0])
     allowed = np.flatnonzero(shape.allowed())
     assert len(allowed) > 300
     assert allowed.max() < 480
-    assert random_answer(tokenizer, shapes.begin(Form('{"const": "a<tool>b"}')), 0) == '"a<tool>b"'
+    assert random_answer(tokenizer, shapes.begin(ResponseFormat('{"const": "a<tool>b"}')), 0) == '"a<tool>b"'
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ def test_added_tokens_are_never_allowed(tmp_path: Path) -> None:
         ({"type": "string", "maxLength": 10**30}, "cannot be enforced"),
     ],
 )
-def test_unenforceable_schema_is_refused(schema: Any, says: str, shapes: Shapes) -> None:
-    with pytest.raises(Refused, match=says) as caught:
-        shapes.begin(Form(json.dumps(schema)))
+def test_unenforceable_schema_is_refused(schema: Any, says: str, shapes: SchemaCompiler) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        shapes.begin(ResponseFormat(json.dumps(schema)))
     error = caught.value
     assert (error.status, error.param, error.code) == (400, "response_format", "invalid_json_schema")
     assert len(str(error).splitlines()) == 1
@@ -233,10 +233,10 @@ def test_unenforceable_schema_is_refused(schema: Any, says: str, shapes: Shapes)
 def test_tokenizer_without_an_end_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tokenizer, "id_of", lambda *_: None)
     with pytest.raises(CheckpointError, match="no <|im_end|>".replace("|", r"\|")):
-        Shapes(tokenizer)
+        SchemaCompiler(tokenizer)
 
 
 def test_missing_llguidance_is_named(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ConfigError, match=r"pip install 'fastvlm-mlx\[serve\]'"):
-        Shapes(tokenizer)
+        SchemaCompiler(tokenizer)

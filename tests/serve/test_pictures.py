@@ -25,7 +25,7 @@ from PIL import Image
 
 from fastvlm_mlx.serve import pictures as room
 from fastvlm_mlx.serve.pictures import Address, Limits, fetch, is_public, open_link
-from fastvlm_mlx.serve.request import Link, Refused
+from fastvlm_mlx.serve.request import Link, RequestError
 
 AT = "messages[0].content[1].image_url"
 BASE64 = base64.b64encode(PNG).decode()
@@ -37,14 +37,14 @@ def link(url: str) -> Link:
     return Link(url, AT)
 
 
-def refusal(url: str, limits: Limits = REMOTE) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(url: str, limits: Limits = REMOTE) -> RequestError:
+    with pytest.raises(RequestError) as caught:
         fetch(link(url), limits)
     assert_one_line(caught.value)
     return caught.value
 
 
-def assert_one_line(error: Refused) -> None:
+def assert_one_line(error: RequestError) -> None:
     assert len(str(error).splitlines()) == 1
     assert len(str(error)) < 400
     assert AT in str(error)
@@ -122,7 +122,7 @@ BOMB = png(20_000, 20_000, 8, 2, b"")
 )
 def test_file_that_is_not_a_picture_is_refused(data: bytes, says: str) -> None:
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    with pytest.raises(Refused, match=says) as caught:
+    with pytest.raises(RequestError, match=says) as caught:
         open_link(link(url), Limits())
     assert_one_line(caught.value)
     assert caught.value.status == 400
@@ -137,7 +137,7 @@ def test_common_formats_are_opened(kind: str) -> None:
 
 def test_pixels_are_limited() -> None:
     assert open_link(link(DATA), Limits(most_pixels=64 * 64)).size == (64, 48)
-    with pytest.raises(Refused, match="64×48, more than 3071 pixels"):
+    with pytest.raises(RequestError, match="64×48, more than 3071 pixels"):
         open_link(link(DATA), Limits(most_pixels=64 * 48 - 1))
 
 
@@ -314,7 +314,7 @@ def test_next_address_is_tried_if_one_does_not_answer(get: Get) -> None:
     ],
 )
 def test_failed_fetch_is_refused(get: Get, path: str, says: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestError) as caught:
         get(path)
     assert_one_line(caught.value)
     assert says in str(caught.value)
@@ -326,7 +326,7 @@ def test_redirect_is_checked_again(get: Get, server: ThreadingHTTPServer) -> Non
 
     target = urllib.parse.quote(f"http://inside.test:{server.server_port}/cat.png", safe="")
     how = {"resolve": resolve, "allowed": lambda address: address == ip_address("127.0.0.1")}
-    with pytest.raises(Refused, match="not a public address"):
+    with pytest.raises(RequestError, match="not a public address"):
         get(f"/to/{target}", **how)
     assert len(server.seen) == 1  # type: ignore[attr-defined]
 
@@ -334,7 +334,7 @@ def test_redirect_is_checked_again(get: Get, server: ThreadingHTTPServer) -> Non
 @pytest.mark.parametrize("path", ["/cat.png", "/chunked", "/unsized"])
 def test_remote_picture_size_is_limited(get: Get, path: str) -> None:
     assert get(path, most_bytes=len(PNG)) == PNG
-    with pytest.raises(Refused, match="larger than") as caught:
+    with pytest.raises(RequestError, match="larger than") as caught:
         get(path, most_bytes=len(PNG) - 1)
     assert caught.value.status == 413
 
@@ -342,7 +342,7 @@ def test_remote_picture_size_is_limited(get: Get, path: str) -> None:
 @pytest.mark.parametrize("path", ["/drip/body", "/drip/headers"])
 def test_slow_fetch_times_out(get: Get, path: str) -> None:
     began = time.monotonic()
-    with pytest.raises(Refused, match="timed out"):
+    with pytest.raises(RequestError, match="timed out"):
         get(path, fetch_s=0.3)
     assert time.monotonic() - began < 4
 
@@ -350,7 +350,7 @@ def test_slow_fetch_times_out(get: Get, path: str) -> None:
 def test_slow_name_resolution_times_out(get: Get) -> None:
     done = threading.Event()
     began = time.monotonic()
-    with pytest.raises(Refused, match="timed out"):
+    with pytest.raises(RequestError, match="timed out"):
         get("/cat.png", fetch_s=0.2, resolve=lambda *_: [str(done.wait(20))])
     assert time.monotonic() - began < 4
     done.set()
@@ -360,9 +360,9 @@ def test_unknown_name_is_refused(get: Get) -> None:
     def resolve(*_: object) -> Sequence[str]:
         raise socket.gaierror(-2, "Name or service not known")
 
-    with pytest.raises(Refused, match="Name or service not known"):
+    with pytest.raises(RequestError, match="Name or service not known"):
         get("/cat.png", resolve=resolve)
-    with pytest.raises(Refused, match="not a public address"):
+    with pytest.raises(RequestError, match="not a public address"):
         get("/cat.png", resolve=lambda *_: [])
 
 

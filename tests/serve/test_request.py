@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from fastvlm_mlx.inference.sampling import Sampling
-from fastvlm_mlx.inputs.prompt import dialogue
+from fastvlm_mlx.inputs.prompt import chatml_turns
 from fastvlm_mlx.serve.request import (
     MOST_SCHEMA_CHARACTERS,
-    Asked,
-    Form,
+    ChatRequest,
     Link,
     Message,
-    Refused,
+    RequestError,
+    ResponseFormat,
     chatml,
     parse,
 )
@@ -39,7 +39,7 @@ def request(**fields: object) -> bytes:
     return json.dumps({"model": "tiny", "messages": [ASK]} | fields).encode()
 
 
-def parsed(*messages: object) -> Asked:
+def parsed(*messages: object) -> ChatRequest:
     return parse(request(messages=list(messages)))
 
 
@@ -47,7 +47,7 @@ def parsed(*messages: object) -> Asked:
 
 
 def test_defaults_are_greedy_and_unlimited() -> None:
-    assert parse(request()) == Asked("tiny", (Message("user", ("What is it?",)),))
+    assert parse(request()) == ChatRequest("tiny", (Message("user", ("What is it?",)),))
     assert parse(request(model=None)).model is None
     assert parse(request()).sampling.temperature == 0
 
@@ -74,7 +74,7 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "top_logprobs": ({"logprobs": True, "top_logprobs": 20}, {"top_logprobs": 20}),
     "no logprobs": ({"logprobs": False, "top_logprobs": 0}, {}),
     "text": ({"response_format": {"type": "text"}}, {}),
-    "any object": ({"response_format": {"type": "json_object"}}, {"form": Form()}),
+    "any object": ({"response_format": {"type": "json_object"}}, {"form": ResponseFormat()}),
     "a schema": (
         {
             "response_format": {
@@ -82,7 +82,7 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 "json_schema": {"name": "cat", "strict": True, "schema": {"b": 1, "a": "é"}},
             }
         },
-        {"form": Form('{"b": 1, "a": "é"}', "cat", True)},
+        {"form": ResponseFormat('{"b": 1, "a": "é"}', "cat", True)},
     ),
     "image_size": ({"image_size": 512}, {"image_size": 512}),
     "nulls": (
@@ -101,8 +101,8 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize(("given", "meant"), FIELDS.values(), ids=FIELDS)
 def test_fields_mean_the_same_as_for_openai(given: dict[str, Any], meant: dict[str, Any]) -> None:
     plain = parse(request())
-    fields = {name: getattr(plain, name) for name in Asked.__dataclass_fields__}
-    assert parse(request(**given)) == Asked(**fields | meant)
+    fields = {name: getattr(plain, name) for name in ChatRequest.__dataclass_fields__}
+    assert parse(request(**given)) == ChatRequest(**fields | meant)
 
 
 def test_messages_become_texts_and_links() -> None:
@@ -161,7 +161,7 @@ def test_chatml_equals_dialogue(system: str | None) -> None:
     messages = [Message("system", (system,))] if system is not None else []
     for n, turn in enumerate(turns):
         messages.append(Message("assistant" if n % 2 else "user", (*[A] * (n == 0), turn)))
-    assert chatml(messages) == ("".join(dialogue(turns, 1, system)), (A,))
+    assert chatml(messages) == ("".join(chatml_turns(turns, 1, system)), (A,))
 
 
 def test_turns_need_not_alternate() -> None:
@@ -187,7 +187,7 @@ BODIES = {
 
 @pytest.mark.parametrize(("body", "says"), BODIES.values(), ids=BODIES)
 def test_body_that_is_not_an_object_is_refused(body: bytes, says: str) -> None:
-    with pytest.raises(Refused, match=says) as caught:
+    with pytest.raises(RequestError, match=says) as caught:
         parse(body)
     assert caught.value.status == 400
     assert caught.value.body()["error"]["code"] == "invalid_json"
@@ -317,7 +317,7 @@ WRONG |= {
 
 @pytest.mark.parametrize(("given", "at", "says"), WRONG.values(), ids=WRONG)
 def test_errors_name_the_field(given: dict[str, Any], at: str, says: str) -> None:
-    with pytest.raises(Refused, match=says.replace("|", r"\|")) as caught:
+    with pytest.raises(RequestError, match=says.replace("|", r"\|")) as caught:
         parse(request(**given))
     error = caught.value
     assert error.body() == {
@@ -352,7 +352,7 @@ def test_errors_name_the_field(given: dict[str, Any], at: str, says: str) -> Non
     ],
 )
 def test_error_type_follows_from_the_status(status: int, kind: str) -> None:
-    assert Refused("no", status).body()["error"] == {
+    assert RequestError("no", status).body()["error"] == {
         "message": "no",
         "type": kind,
         "param": None,
@@ -398,7 +398,7 @@ def test_mutated_requests_are_parsed_or_refused() -> None:
         try:
             chatml(parse(json.dumps(request).encode()).messages)
             accepted += 1
-        except Refused as error:
+        except RequestError as error:
             assert len(str(error).splitlines()) == 1  # noqa: PT017
             assert error.code  # noqa: PT017
     assert 100 < accepted < 900

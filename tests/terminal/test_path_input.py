@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_mlx.terminal.path_input import dropped
+from fastvlm_mlx.terminal.path_input import split_paths
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,6 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_line(files: Path, line: str, names: list[str], rest: str) -> None:
-    found, left = dropped(line.replace("HERE", str(files)))
+    found, left = split_paths(line.replace("HERE", str(files)))
     assert [path.name for path in found] == names
     assert left == rest

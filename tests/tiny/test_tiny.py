@@ -25,7 +25,7 @@ SCENES, SEED = 60, 2027
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> datasets.DataSet:
     out = tmp_path_factory.mktemp("scenes") / "held-out"
     album.write(out, SCENES, SEED, "test", 3)
-    return datasets.located(datasets.read(out / "data.jsonl", None))
+    return datasets.locate_pictures(datasets.read(out / "data.jsonl", None))
 
 
 def score(name: str, data: datasets.DataSet) -> float:
@@ -46,7 +46,7 @@ def test_it_answers_about_what_it_never_saw(sighted: float) -> None:
 
 
 def test_about_another_picture_it_is_wrong(held_out: datasets.DataSet, sighted: float) -> None:
-    assert score("tiny", datasets.blinded(held_out)) <= sighted - 40
+    assert score("tiny", datasets.shuffle_pictures(held_out)) <= sighted - 40
 
 
 def test_in_four_bits_it_answers_alike(held_out: datasets.DataSet, sighted: float) -> None:

@@ -14,7 +14,7 @@ import tuning
 import fastvlm_mlx
 from fastvlm_mlx.errors import DataError
 from fastvlm_mlx.inputs.dataset import digest
-from fastvlm_mlx.inputs.prompt import conversation, dialogue, render
+from fastvlm_mlx.inputs.prompt import chatml_turns, conversation, render
 from fastvlm_mlx.train import losses
 from fastvlm_mlx.train.batches import Batch, Share
 from fastvlm_mlx.train.data import Conversations
@@ -85,7 +85,7 @@ def test_a_llava_row_without_a_picture_has_none(source_of: Callable[..., Convers
 
 def test_a_dialogue_is_what_generation_renders() -> None:
     said = ["<image> What?", "A cat.", "And <image>?", "A dog.", "Sure?", "yes"]
-    pieces = dialogue(said, 2, "Be brief.")
+    pieces = chatml_turns(said, 2, "Be brief.")
     assert "".join(pieces[:-1]) == render(conversation(said[:-1]), 2, "Be brief.")
     assert pieces[1::2] == ["A cat.<|im_end|>", "A dog.<|im_end|>", "yes<|im_end|>"]
 

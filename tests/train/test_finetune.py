@@ -135,7 +135,7 @@ def test_a_packed_model_takes_an_adapter(
     packed: Path, tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kept:
-        monkeypatch.setattr(checkpoint, "dequantized", lambda config, weights: (config, weights))
+        monkeypatch.setattr(checkpoint, "dequantize", lambda config, weights: (config, weights))
     out = tuned(tmp_path, packed, tuning.LORA + "fuse = true\n", steps=8, save_every=8, log_every=4)
     assert logged(out)[-1] < logged(out)[0]
     fused = checkpoint.load(out / "fused")

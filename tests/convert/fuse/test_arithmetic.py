@@ -196,7 +196,7 @@ def test_squeeze_excite_equals_the_references(unit: Unit, relative_error: ErrorO
 def test_attention_equals_the_references(
     unit: Unit, monkeypatch: pytest.MonkeyPatch, relative_error: ErrorOf
 ) -> None:
-    attention = vision.Attention(96, 32)
+    attention = vision.TowerAttention(96, 32)
     scale = mx.where(mx.arange(288) < 96, 32**-0.5, 1.0)  # 1/√d is inside the query rows
     attention.qkv.weight = mx.array(unit["mhsa.qkv.weight"]) * scale[:, None]
     attention.qkv.bias = mx.zeros((288,))
