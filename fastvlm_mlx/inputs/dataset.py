@@ -1,12 +1,12 @@
-"""Data sets about pictures: JSONL in the forms that are about. Who reads one says what a row is.
+"""Reads JSONL data sets of questions about pictures, in the common formats. The caller builds the rows.
 
     {"image": "a.png", "question": "What is it?", "answer": "a cat", "category": "animals"}
     {"images": ["a.png", "b.png"], "query": "<image> or <image>?", "answers": ["left", "the left one"]}
     {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", ...}]}
     {"images": ["a.png"], "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", ...}]}
 
-Names of fields are looked for in the order of the tables below: those of TextVQA, DocVQA, ChartQA, POPE, GQA
-and VQAv2. Not covered: pictures inside the file, and pictures at addresses (a data set is a stranger's).
+The tables below list the field names in order of precedence: those of TextVQA, DocVQA, ChartQA, POPE, GQA and
+VQAv2. Not supported: pictures inside the file, and pictures at URLs (data sets are untrusted).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt"), "assistant"),
 }
-SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")  # GQA and TextVQA name pictures without
+SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")  # GQA and TextVQA omit the suffix
 
 Raw = Mapping[str, Any]
 Row = TypeVar("Row")
 
 
 class Unreadable(Exception):
-    """What is wrong with a line; whose line it is is said by `read`."""
+    """What is wrong with a line; `read` adds the file and the line number."""
 
 
 def read(path: Path, row: Callable[[int, Raw], Row]) -> tuple[str, tuple[Row, ...]]:
-    """-> the file's digest, and what `row` makes of each line's number and object"""
+    """Return the file's SHA-256 and the rows that `row` builds from each line's number and object."""
     content = _content(path)
     rows = []
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -52,7 +52,7 @@ def read(path: Path, row: Callable[[int, Raw], Row]) -> tuple[str, tuple[Row, ..
         except Unreadable as error:
             raise line_error(path, number, str(error)) from None
     if not rows:
-        raise DataError(f"{path}: holds no rows; one JSON object a line is expected")
+        raise DataError(f"{path}: has no rows; write one JSON object per line")
     return hashlib.sha256(content).hexdigest(), tuple(rows)
 
 
@@ -72,7 +72,7 @@ def line_error(path: Path, number: int, found: str) -> DataError:
 
 
 def require_picture(picture: Path) -> Path | None:
-    """The file that is meant, if there is one."""
+    """The existing file for this path, with one of SUFFIXES if needed, or None."""
     tried = (f"{picture}{suffix}" for suffix in SUFFIXES)
     return next((Path(path) for path in tried if os.path.isfile(path)), None)
 
@@ -82,53 +82,53 @@ def first(raw: Raw, names: Sequence[str], repair: str) -> tuple[str, Any]:
         if name in raw:
             return name, raw[name]
     has = ", ".join(map(repr, list(raw)[:12])) or "nothing"
-    raise Unreadable(f"none of {', '.join(names)} is there, only {has}; {repair}")
+    raise Unreadable(f"no field {' or '.join(names)}, only {has}; {repair}")
 
 
 def question(raw: Raw) -> str:
-    return _text(*first(raw, QUESTION, "name the question's field so"))
+    return _text(*first(raw, QUESTION, "rename the question's field"))
 
 
 def answers(raw: Raw) -> tuple[str, ...]:
-    """A text, a list of them, or VQAv2's list of {"answer": text, ...}."""
-    name, value = first(raw, ANSWER, "name the answer's field so")
+    """The answers, from a text, a list of texts, or VQAv2's list of {"answer": text, ...}."""
+    name, value = first(raw, ANSWER, "rename the answer's field")
     values = value if isinstance(value, list) else [value]
     if not values:
-        raise Unreadable(f"{name} is an empty list; give an answer to compare with")
+        raise Unreadable(f"{name} is an empty list; give at least one answer")
     return tuple(
         _text(name, one["answer"] if isinstance(one, dict) and "answer" in one else one) for one in values
     )
 
 
 def pictures(raw: Raw, folder: Path) -> tuple[Path, ...]:
-    """A name, a list of them; null or [] for a question without a picture."""
+    """Picture paths, from a path or a list of paths; null or [] means no picture."""
     name, value = first(raw, PICTURE, 'write "images": [] for a question without a picture')
     values = value if isinstance(value, list) else [] if value is None else [value]
     for one in values:
         if not isinstance(one, str) or not one or "\0" in one:
-            raise Unreadable(f"{name} is {_short(one)} where the name of a picture file belongs")
+            raise Unreadable(f"{name} is {_short(one)}; give the path of a picture file")
     return tuple(folder / one for one in values)
 
 
 def turns(raw: Raw) -> tuple[str | None, tuple[str, ...]] | None:
-    """Of a conversation: the system prompt, and what user and assistant said in turn, the assistant last."""
+    """A conversation's system prompt and alternating user and assistant texts; None if there is none."""
     name = next((name for name in TURNS if name in raw), None)
     if name is None:
         return None
-    said = list(_turns(raw[name], *TURNS[name]))
-    system = said.pop(0)[1] if said and said[0][0] == "system" else None
-    if len(said) < 2 or [who for who, _ in said] != ["user", "assistant"] * (len(said) // 2):
-        has = ", ".join(who for who, _ in said) or "nothing"
-        raise Unreadable(f"its turns are {has}; user and assistant take turns, the assistant answers last")
-    return system, tuple(text for _, text in said)
+    exchange = list(_turns(raw[name], *TURNS[name]))
+    system = exchange.pop(0)[1] if exchange and exchange[0][0] == "system" else None
+    if len(exchange) < 2 or [who for who, _ in exchange] != ["user", "assistant"] * (len(exchange) // 2):
+        has = ", ".join(who for who, _ in exchange) or "nothing"
+        raise Unreadable(f"its turns are {has}; alternate user and assistant, with the assistant last")
+    return system, tuple(text for _, text in exchange)
 
 
 def _turns(value: Any, role: str, content: str) -> Iterator[tuple[str, str]]:
     for turn in value if isinstance(value, list) else [value]:
         if not isinstance(turn, dict) or role not in turn or content not in turn:
-            raise Unreadable(f"{_short(turn)} is no turn with {role!r} and {content!r}")
+            raise Unreadable(f"{_short(turn)} is not a turn; give {role!r} and {content!r}")
         if not isinstance(turn[role], str) or turn[role] not in ROLES:
-            raise Unreadable(f"{role} is {_short(turn[role])}; one of {', '.join(ROLES)} is expected")
+            raise Unreadable(f"{role} is {_short(turn[role])}; choose one of {', '.join(ROLES)}")
         body = turn[content]
         yield ROLES[turn[role]], _joined(body) if isinstance(body, list) else _text(content, body)
 
@@ -143,7 +143,7 @@ def _joined(parts: Sequence[Any]) -> str:
             case {"type": "image"}:
                 texts.append(IMAGE_MARK)
             case _:
-                raise Unreadable(f"{_short(part)} is neither a text nor an image")
+                raise Unreadable(f"{_short(part)} is neither a text nor an image; remove it")
     return "\n".join(texts)
 
 
@@ -152,7 +152,7 @@ def _text(name: str, value: Any) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise Unreadable(f"{name} is {_short(value)} where a text belongs")
+    raise Unreadable(f"{name} is {_short(value)}; give a text")
 
 
 def _object(line: bytes, number: int) -> Raw:
@@ -161,10 +161,10 @@ def _object(line: bytes, number: int) -> Raw:
     except UnicodeDecodeError as error:
         raise Unreadable(f"not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        hint = "; the file is one JSON array, write an object a line" if line.lstrip()[:1] == b"[" else ""
-        raise Unreadable(f"not JSON ({error}){hint or '; mend or remove it'}") from None
+        hint = "; the file is one JSON array; write one object per line" if line.lstrip()[:1] == b"[" else ""
+        raise Unreadable(f"not JSON ({error}){hint or '; fix or remove it'}") from None
     if not isinstance(value, dict):
-        raise Unreadable(f"a JSON {type(value).__name__} where an object belongs; write one object a line")
+        raise Unreadable(f"a JSON {type(value).__name__}, not an object; write one object per line")
     return value
 
 

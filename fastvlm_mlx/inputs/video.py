@@ -1,12 +1,12 @@
-"""A video -> some of its frames, each with its time, one at a time; sound is ignored.
+"""Reads selected frames of a video with their times, one at a time; ignores sound.
 
     with opened(Video("clip.mp4", max_frames=4)) as reel:
         for frame in reel.frames(reel.times()):
             frame.time_s, frame.picture  # seconds from the start, an upright RGB picture
 
-Times are chosen first, and then the frame nearest to each is fetched, by seeking where that saves decoding.
-So memory does not grow with a video's length, and what a container claims about its length decides nothing.
-Not covered: tone mapping of HDR, mirrored videos, interlaced ones (both fields are shown at once).
+It chooses times first and then reads the nearest frame to each, seeking if that saves decoding. Memory does
+not grow with a video's length, and the length in the header is not trusted. Not supported: HDR tone mapping,
+mirrored videos, and deinterlacing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-# Of FFmpeg's formats those that are films; others are pictures, texts, or lists that lead to more files.
+# FFmpeg's video formats; its others are pictures, texts, or playlists that open more files.
 _FORMATS = "asf,avi,flv,matroska,mov,mpeg,mpegts,ogg"
 _HEADS = (b"\x1aE\xdf\xa3", b"OggS", b"FLV", b"\x00\x00\x01\xba", b"0&\xb2u\x8ef\xcf\x11")
-_ATOMS = (b"ftyp", b"moov", b"mdat")  # of MP4 and QuickTime, after four bytes
-_STEPS_BACK_S = (0.0, 10.0, 60.0)  # where a seek leads to no frame before the time that is asked for
-_SCENE_S = 0.5  # the shortest scene: of the changes nearer to each other, the largest counts
+_ATOMS = (b"ftyp", b"moov", b"mdat")  # MP4 and QuickTime, at byte 4
+_STEPS_BACK_S = (0.0, 10.0, 60.0)  # if a seek finds no frame before the requested time
+_SCENE_S = 0.5  # minimum scene length; within it, only the largest change counts
 _THUMBNAIL = 32
 _UPRIGHT = {
     90: Image.Transpose.ROTATE_90,
@@ -49,10 +49,10 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A video, and which frames are taken of it.
+    """A video and how to choose its frames.
 
-    even: `max_frames` spread over its length; with `fps`, so many a second, and evenly fewer if they are
-    more than `max_frames`. scenes: the first frame and those that differ most from the one before.
+    even: `max_frames` evenly spaced frames, or `fps` frames per second if that gives at most `max_frames`.
+    scenes: the first frame and those that differ most from the frame before.
     """
 
     source: str | os.PathLike[str] | bytes
@@ -70,7 +70,7 @@ class Video:
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ConfigError(f"fps is {self.fps}; choose more than 0, such as 1 or 0.2")
         if self.frames == SCENES:
-            raise ConfigError("scenes are found among all frames; leave fps out, or choose frames even")
+            raise ConfigError("scenes are chosen from all frames; drop fps, or choose frames even")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,14 @@ class Frame:
 
 
 def is_video(source: object) -> TypeGuard[str | os.PathLike[str] | bytes]:
-    """By its name, or else by its first bytes; animated pictures are pictures."""
+    """Whether the name or the first bytes are a video's; animated pictures are not videos."""
     if isinstance(source, bytes):
         head = source[:16]
     elif isinstance(source, (str, os.PathLike)):
         if os.fspath(source).lower().endswith(VIDEO_SUFFIXES):
             return True
         try:
-            if not os.path.isfile(source):  # the first bytes of a pipe would be lost
+            if not os.path.isfile(source):  # reading a pipe would lose its first bytes
                 return False
             with open(source, "rb") as file:
                 head = file.read(16)
@@ -101,12 +101,12 @@ def is_video(source: object) -> TypeGuard[str | os.PathLike[str] | bytes]:
 
 
 def first_frame(video: Video) -> Image.Image:
-    """Its first frame; says what is wrong with a video before anything long begins."""
+    """The first frame; fails early if the video cannot be read."""
     with open_video(video) as reel:
         return next(reel.frames([0.0])).picture
 
 
-Advance = Callable[[str, int, int], None]  # what is done, how many frames of it, of how many
+Advance = Callable[[str, int, int], None]  # (activity, frames done, frames in total)
 
 
 @contextmanager
@@ -121,8 +121,8 @@ def open_video(video: Video, progress: Advance = lambda what, done, total: None)
         if isinstance(video.source, bytes):
             file, empty = io.BytesIO(video.source), not video.source
         else:
-            with open(video.source, "rb"):  # says why it cannot be
-                file = f"file:{os.fspath(video.source)}"  # never an address, whatever the name
+            with open(video.source, "rb"):  # fails with the reason
+                file = f"file:{os.fspath(video.source)}"  # never a URL
             empty = os.path.isfile(video.source) and not os.path.getsize(video.source)
     except (OSError, ValueError) as error:
         reason = one_line(getattr(error, "strerror", None) or error)
@@ -133,12 +133,12 @@ def open_video(video: Video, progress: Advance = lambda what, done, total: None)
         container = av.open(
             file, "r", metadata_errors="ignore", container_options={"format_whitelist": _FORMATS}
         )
-    except av.ArgumentError as error:  # not on that list
+    except av.ArgumentError as error:  # not one of _FORMATS
         raise ImageError(f"{name} is not a video; pass an MP4, MOV, MKV or the like") from error
     except av.FFmpegError as error:
         reason = one_line(error.strerror or error)
         raise ImageError(
-            f"{name} is no video, damaged or cut short ({reason}); copy or download it again"
+            f"{name} is not a video, or is damaged or cut short ({reason}); copy or download it again"
         ) from error
     with container:
         yield VideoReader(video, name, container, _stream(container, name), progress)
@@ -149,11 +149,11 @@ def _stream(container: InputContainer, name: str) -> VideoStream:
 
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        raise ImageError(f"{name} holds no moving pictures; pass a video")
+        raise ImageError(f"{name} has no video stream; pass a video")
     stream = streams[0]
     codec = stream.codec_context
     if codec is None:
-        raise ImageError(f"{name} is coded in a way that PyAV cannot decode; convert it to H.264")
+        raise ImageError(f"{name} uses a codec that PyAV cannot decode; convert it to H.264")
     if codec.width * codec.height > MAX_PIXELS:
         size = f"{codec.width}×{codec.height}"
         raise ImageError(f"{name} is {size}, more than {MAX_PIXELS} pixels; make it smaller")
@@ -175,26 +175,26 @@ class VideoReader:
 
     @property
     def sides(self) -> Sides:
-        """As they are stored: not turned upright."""
+        """Width and height as stored, before rotation."""
         return self._stream.codec_context.width, self._stream.codec_context.height
 
     @property
     def damaged(self) -> int:
-        """How many packets could not be decoded so far."""
+        """Number of packets that failed to decode so far."""
         return len(self._damaged)
 
     def times(self, most: int | None = None) -> list[float]:
-        """When the frames that the video asks for are shown; `most` if it asks for more."""
+        """Times of the chosen frames in seconds, at most `most` of them."""
         asked = self._video.max_frames if most is None else min(most, self._video.max_frames)
         if self._video.frames == SCENES:
             return self._scenes(asked)
         end, fps = self._end_s(), self._video.fps
         if fps is not None and (count := int(end * fps + 1e-6) + 1) <= asked:
             return [number / fps for number in range(count)]
-        return [end * (number + 0.5) / asked for number in range(asked)]  # the middle of so many parts
+        return [end * (number + 0.5) / asked for number in range(asked)]  # the middle of each part
 
     def frames(self, times: Sequence[float]) -> Iterator[Frame]:
-        """The frame nearest to each of these times, which ascend; none twice."""
+        """The nearest frame to each of these ascending times, without duplicates."""
         last = None
         for number, frame in enumerate(self._nearest(times), 1):
             self._progress("reading the video", number, len(times))
@@ -202,7 +202,7 @@ class VideoReader:
                 last = frame.pts
                 yield Frame(self._time_s(frame), self._picture(frame))
         if last is None:
-            found = f"{self.damaged} damaged packet(s)" if self._damaged else "it holds none"
+            found = f"{self.damaged} damaged packet(s)" if self._damaged else "it has none"
             raise ImageError(f"no frame of {self._name} can be decoded ({found}); copy or download it again")
 
     def _nearest(self, times: Sequence[float]) -> Iterator[VideoFrame]:
@@ -213,7 +213,7 @@ class VideoReader:
         for wanted in times:
             if seeking and (after is None or self._time_s(after) < wanted):
                 reached, (after, coming) = after, self._decoded_before(wanted)
-                # Where no key frame lies between, further seeks would decode the same again and again.
+                # Without a key frame in between, more seeks would decode the same frames again.
                 seeking = reached is None or (
                     after is not None and self._time_s(after) > self._time_s(reached)
                 )
@@ -228,7 +228,7 @@ class VideoReader:
             yield before if near and before is not None else after
 
     def _decoded_before(self, time_s: float) -> tuple[VideoFrame | None, Iterator[VideoFrame]]:
-        """A frame no later than this, and those that follow it."""
+        """A frame at or before this time, and an iterator over the following frames."""
         best: float | None = None
         for back in _STEPS_BACK_S:
             if not self._seek(time_s - back):
@@ -243,11 +243,11 @@ class VideoReader:
         return next(coming, None), coming
 
     def _scenes(self, most: int) -> list[float]:
-        """One pass over small grey pictures of all frames."""
+        """Compare gray thumbnails of all frames in one pass."""
         from av.video.reformatter import VideoReformatter
 
         scaled = VideoReformatter()
-        chosen: list[tuple[float, float]] = []  # change, time; the least change first
+        chosen: list[tuple[float, float]] = []  # heap of (change, time)
         candidate: tuple[float, float] | None = None
         previous: np.ndarray | None = None
         self._seek(0.0)
@@ -272,7 +272,7 @@ class VideoReader:
         return sorted(time_s for _, time_s in chosen)
 
     def _end_s(self) -> float:
-        """When the last frame is shown: by the packets at the end, whatever the container claims."""
+        """Time of the last frame, from the last packets and not from the header."""
         claimed = 0.0
         if self._stream.duration:
             claimed = self._stream.duration * self._tick_s
@@ -293,7 +293,7 @@ class VideoReader:
             self._container.seek(
                 self._start + round(max(0.0, time_s) / self._tick_s), stream=self._stream, backward=True
             )
-        except (av.FFmpegError, OverflowError):  # the latter where a claimed time is absurd
+        except (av.FFmpegError, OverflowError):  # OverflowError if a time in the header is absurd
             return False
         return True
 
@@ -303,7 +303,7 @@ class VideoReader:
         coming = self._container.demux(self._stream)
         try:
             yield from coming
-        except av.FFmpegError:  # cut short: what came before is what there is
+        except av.FFmpegError:  # cut short; keep the packets so far
             self._damaged.add((None, None))
 
     def _decoded(self) -> Iterator[VideoFrame]:
@@ -325,7 +325,7 @@ class VideoReader:
     def _picture(self, frame: VideoFrame) -> Image.Image:
         picture: Image.Image = frame.to_image()
         aspect = self._stream.sample_aspect_ratio
-        if aspect and aspect != 1 and 1 / 8 <= aspect <= 8:  # pixels that are no squares
+        if aspect and aspect != 1 and 1 / 8 <= aspect <= 8:  # pixels are not square
             picture = picture.resize((max(1, round(picture.width * aspect)), picture.height))
         turn = round(frame.rotation / 90) * 90 % 360
         return picture.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else picture

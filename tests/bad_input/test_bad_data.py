@@ -44,33 +44,39 @@ LINE_2 = r"data\.jsonl, line 2: "
 DATA = {
     "no file": Case(lambda at: ["eval", MODEL, at / "gone.jsonl"], r"gone\.jsonl.*No such", "give a JSONL"),
     "a folder": Case(lambda at: ["eval", MODEL, at], "Is a directory", "give a JSONL"),
-    "an empty file": Case(about(b"\n\n"), r"data\.jsonl: holds no rows", "one JSON object a line"),
-    "a torn line": Case(about(lines(GOOD, b'{"image":')), LINE_2 + "not JSON", "mend or remove"),
+    "an empty file": Case(about(b"\n\n"), r"data\.jsonl: has no rows", "one JSON object per line"),
+    "a torn line": Case(about(lines(GOOD, b'{"image":')), LINE_2 + "not JSON", "fix or remove"),
     "half a character": Case(about(lines(GOOD, b'{"a": "\xff"}')), LINE_2 + r"not UTF-8 \(byte 8", "save"),
-    "an array": Case(about(b"[\n" + lines(GOOD) + b"]"), r"line 1: not JSON", "write an object a line"),
-    "an array on one line": Case(about(lines([GOOD])), "line 1: a JSON list", "write one object a line"),
-    "deep brackets": Case(about(lines(b"[" * 100_000)), "line 1: not JSON", "write an object a line"),
-    "no question": Case(row(question=...), LINE_2 + "none of question, query", "name the question's field"),
+    "an array": Case(about(b"[\n" + lines(GOOD) + b"]"), r"line 1: not JSON", "write one object per line"),
+    "an array on one line": Case(about(lines([GOOD])), "line 1: a JSON list", "write one object per line"),
+    "deep brackets": Case(about(lines(b"[" * 100_000)), "line 1: not JSON", "write one object per line"),
+    "no question": Case(
+        row(question=...), LINE_2 + "no field question or query", "rename the question's field"
+    ),
     "an empty question": Case(row(question=" <image>\n"), LINE_2 + "the question is empty", "remove"),
-    "a list for a question": Case(row(question=["What?"]), LINE_2 + r"question is \[", "a text belongs"),
-    "no answer": Case(row(answer=...), LINE_2 + "none of answers, answer.*only 'image'", "name the answer's"),
-    "no answers": Case(row(answers=[]), LINE_2 + "answers is an empty list", "give an answer"),
-    "a yes that is true": Case(row(answer=True), LINE_2 + "answer is true", "a text belongs"),
-    "no picture": Case(row(image=...), LINE_2 + "none of images, image", r'write "images": \[\]'),
-    "a number for a picture": Case(row(image=262148), LINE_2 + "image is 262148", "name of a picture file"),
-    "a picture within": Case(row(image={"bytes": "iVBOR"}), LINE_2 + "image is {", "name of a picture file"),
+    "a list for a question": Case(row(question=["What?"]), LINE_2 + r"question is \[", "give a text"),
+    "no answer": Case(
+        row(answer=...), LINE_2 + "no field answers or answer.*only 'image'", "rename the answer's"
+    ),
+    "no answers": Case(row(answers=[]), LINE_2 + "answers is an empty list", "give at least one answer"),
+    "a yes that is true": Case(row(answer=True), LINE_2 + "answer is true", "give a text"),
+    "no picture": Case(row(image=...), LINE_2 + "no field images or image", r'write "images": \[\]'),
+    "a number for a picture": Case(row(image=262148), LINE_2 + "image is 262148", "path of a picture file"),
+    "a picture within": Case(row(image={"bytes": "iVBOR"}), LINE_2 + "image is {", "path of a picture file"),
     "a missing picture": Case(row(image="gone.png"), LINE_2 + r"no picture .*gone\.png", "with --images"),
     "an address": Case(row(image="http://a.b/c.png"), LINE_2 + "no picture", "with --images"),
     "more marks than pictures": Case(
         row(question="<image> or <image>?"), LINE_2 + r"2 place.*1 picture", "give one picture for each mark"
     ),
-    "no turns": Case(turns(), LINE_2 + "its turns are nothing", "the assistant answers last"),
+    "no turns": Case(turns(), LINE_2 + "its turns are nothing", "with the assistant last"),
     "no last answer": Case(
-        turns(*TURNS, TURNS[0]), LINE_2 + "its turns are user, assistant, user", "answers"
+        turns(*TURNS, TURNS[0]), LINE_2 + "its turns are user, assistant, user", "with the assistant last"
     ),
     "an unknown role": Case(turns({"role": "tool", "content": "x"}), LINE_2 + 'role is "tool"', "one of sys"),
     "a list for a role": Case(turns({"role": ["user"], "content": "x"}), LINE_2 + "role is", "one of sys"),
-    "no role": Case(turns({"from": "human", "value": "x"}), LINE_2 + ".*is no turn", "with 'role' and 'cont"),
+    "no role": Case(
+        turns({"from": "human", "value": "x"}), LINE_2 + ".*is not a turn", "give 'role' and 'cont"
+    ),
     "a video": Case(
         turns({"role": "user", "content": [{"type": "video"}]}), LINE_2 + ".*video", "neither a text nor"
     ),

@@ -50,9 +50,9 @@ def turns(*turns: Any, **changes: Any) -> Make:
 
 LINE_2 = r"train\.jsonl, line 2: "
 DATA = {
-    "a torn line": Case(started(tuning.ROWS[0], b'{"image":'), LINE_2 + "not JSON", "mend or remove"),
+    "a torn line": Case(started(tuning.ROWS[0], b'{"image":'), LINE_2 + "not JSON", "fix or remove"),
     "an empty file": Case(
-        started(old="train.jsonl", new="/dev/null"), "null: holds no rows", "one JSON object"
+        started(old="train.jsonl", new="/dev/null"), "null: has no rows", "one JSON object"
     ),
     "no file": Case(
         started(old="train.jsonl", new="gone.jsonl"), r"gone\.jsonl: cannot be read", "give a JSONL"
@@ -64,7 +64,7 @@ DATA = {
         second(image="gone.png"), LINE_2 + r"no picture .*gone\.png", r"in \[data\] names"
     ),
     "a picture that is not named": Case(
-        second(image=...), LINE_2 + "none of images", r'write "images": \[\]'
+        second(image=...), LINE_2 + "no field images or image", r'write "images": \[\]'
     ),
     "more marks than pictures": Case(
         second(question="<image> or <image>?"), LINE_2 + r".*2 place.*1 picture", "give one picture for each"
@@ -78,9 +78,9 @@ DATA = {
     "an unknown role": Case(
         turns({"role": "tool", "content": "x"}), LINE_2 + 'role is "tool"', "one of system"
     ),
-    "no assistant": Case(turns(TURNS[0]), LINE_2 + "its turns are user;", "the assistant answers last"),
+    "no assistant": Case(turns(TURNS[0]), LINE_2 + "its turns are user;", "with the assistant last"),
     "the user last": Case(
-        turns(*TURNS, TURNS[0]), LINE_2 + "its turns are user, assistant, user", "answers last"
+        turns(*TURNS, TURNS[0]), LINE_2 + "its turns are user, assistant, user", "with the assistant last"
     ),
     "an empty answer": Case(second(answer=" "), LINE_2 + "an answer is empty", "remove the line"),
     "an empty question": Case(second(question=" "), LINE_2 + "the prompt is empty", "ask something"),

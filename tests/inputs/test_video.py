@@ -267,7 +267,7 @@ def test_a_film_needs_no_suffix(ten_a_second: Callable[[str], Path]) -> None:
         ({"fps": float("nan")}, "fps is nan"),
         ({"max_frames": 0}, "max-frames is 0"),
         ({"frames": "odd"}, "even, scenes"),
-        ({"frames": "scenes", "fps": 1.0}, "leave fps out"),
+        ({"frames": "scenes", "fps": 1.0}, "drop fps"),
     ],
 )
 def test_options_that_cannot_be_acted_upon_are_refused(options: dict[str, object], says: str) -> None:
