@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def breakdown(setting: Setting, measured: Cases, destination: Path) -> None:
         )
     axes.set_ylim(0, 1.1 * max(below))
     axes.set_ylabel(f"time to the first token, {unit}", fontsize=_FONT)
-    axes.set_title(f"{setting.model}, {setting.dtype}\n{facts(setting)[0]}", fontsize=_FONT, loc="left")
+    machine = textwrap.fill(facts(setting)[0], 100)  # what fits above the axes
+    axes.set_title(f"{setting.model}, {setting.dtype}\n{machine}", fontsize=_FONT, loc="left")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="upper left", **_LEGEND)
     _write(figure, destination)

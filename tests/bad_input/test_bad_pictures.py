@@ -59,7 +59,7 @@ PICTURES = {
         "pass the path",
     ),
     "standard input twice": Case(
-        lambda at: ["generate", "-", "-", "-m", MODEL], r"standard input \(-\)", "name the others"
+        lambda at: ["generate", "-", "-", "-m", MODEL], r"standard input \(-\)", "give paths for the others"
     ),
     "standard input, empty": Case(
         lambda at: ["generate", "-", "-m", MODEL], "standard input", "download or copy it again"

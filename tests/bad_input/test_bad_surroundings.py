@@ -168,7 +168,7 @@ def test_a_full_disk_keeps_the_predictions_that_it_has(run: Run, tmp_path: Path)
     (tmp_path / "data.jsonl").write_text((json.dumps(row) + "\n") * 8)
     said = tmp_path / "said.jsonl"
     arguments = ("eval", MODEL, tmp_path / "data.jsonl", "-n", 4, "--predictions", said)
-    assert_refused(on_a_disk_of(1_000, *arguments), r"said\.jsonl", "the same command goes on")
+    assert_refused(on_a_disk_of(1_000, *arguments), r"said\.jsonl", "the same command resumes")
     assert said.stat().st_size <= 1_000
     assert run(*arguments).code == 0
     assert [json.loads(line)["line"] for line in said.read_text().splitlines()[1:]] == [*range(1, 9)]

@@ -109,6 +109,6 @@ def test_a_peer_takes_stored_weights_and_no_rivals(
     name: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peer, "require", lambda *_: None)
-    assert_refused(run("bench", "--random", "0.5b", "--against", name), "stored weights", "--model")
+    assert_refused(run("bench", "--random", "0.5b", "--against", name), "trained weights", "--model")
     refused = run("bench", "-m", MODEL, "--against", f"fastvit,{name}")
     assert_refused(refused, f"'{name}'", "transformers or mlx-vlm alone")

@@ -99,7 +99,7 @@ def test_without_a_working_set_one_line_says_so(run: Run) -> None:
     done = run("generate", TALL, "-m", MODEL, "-n", 3, "--wired")
     assert done.code == 0
     assert done.err.count("\n") == 1
-    assert "--wired has no effect here; this device reports no working set" in done.err
+    assert "--wired has no effect here; only Macs report a working set" in done.err
 
 
 @pytest.mark.parametrize("limit", ["1GB", None])

@@ -199,7 +199,7 @@ def test_one_process_alone_says_so(run: Run) -> None:
 
 
 def test_a_draft_model_is_refused(tmp_path: Path) -> None:
-    one_line(ring.run(2, asked("--draft-model", MODEL), tmp_path), "--shard takes no draft model")
+    one_line(ring.run(2, asked("--draft-model", MODEL), tmp_path), "--shard does not support --draft-model")
 
 
 def under_way(tmp_path: Path) -> list[subprocess.Popen[str]]:

@@ -43,7 +43,7 @@ class Told:
         self._guess = guess
         self.asked: list[list[int]] = []
 
-    def guess(self, said: Sequence[int], most: int) -> Sequence[int]:
+    def propose(self, said: Sequence[int], most: int) -> Sequence[int]:
         self.asked.append(list(said))
         return self._guess(said)[:most]
 

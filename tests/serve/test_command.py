@@ -35,7 +35,7 @@ def test_example_client_prints_an_answer(server: Server) -> None:
     [
         (("--max-request", "50"), "--max-request '50'"),
         (("--memory", "lots"), "--memory 'lots'"),
-        (("--api-key", " "), "the API key is empty"),
+        (("--api-key", " "), "--api-key is empty"),
         (("--host", "no.such.host.invalid"), "cannot listen at no.such.host.invalid"),
     ],
 )
