@@ -62,7 +62,7 @@ class Finished:
     tokens: int  # the stop token not counted
     decode_s: float  # after the first token
     peak_bytes: int
-    drafted: int = 0  # tokens that a guesser proposed
+    drafted: int = 0  # tokens that a drafter proposed
     accepted: int = 0  # those that were said
 
 
@@ -101,7 +101,7 @@ class Answering:
     pending_logprobs: list[tuple[mx.array, ...]] = field(
         default_factory=list
     )  # logprobs of tokens still to be looked at
-    ids: list[int] = field(default_factory=list)  # what was said, for the guesser
+    ids: list[int] = field(default_factory=list)  # what was said, for the drafter
     drafted: int = 0
     accepted: int = 0
 
@@ -125,12 +125,12 @@ class Batch:
         self,
         sampling: Sampling,
         room: int,
-        likeliest: int | None = None,
-        form: Constraint | None = None,
-        guesser: Drafter | None = None,
+        top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        drafter: Drafter | None = None,
     ) -> Answering:
         sampler = Sampler(sampling, self._tokenizer.size)
-        return Answering(sampler, Detokenizer(self._tokenizer), room, likeliest, form, guesser)
+        return Answering(sampler, Detokenizer(self._tokenizer), room, top_logprobs, constraint, drafter)
 
     def admit(
         self,
@@ -189,7 +189,7 @@ class Batch:
         ids: list[int] = self._last.tolist()  # type: ignore[assignment]
         return [event for row, id in zip(self.answering, ids, strict=True) for event in self._emit(row, id)]
 
-    def _step_speculative(self, row: Answering, guesser: Drafter) -> list[tuple[Answering, Token | Finished]]:
+    def _step_speculative(self, row: Answering, drafter: Drafter) -> list[tuple[Answering, Token | Finished]]:
         """The next token, and with it as many as were guessed rightly: all are read in one go."""
         first = self._next_tokens() if self._next is None else self._next
         ids: list[int] = first.tolist()  # type: ignore[assignment]
@@ -197,7 +197,7 @@ class Batch:
         self._last, self._next = first, None
         if row.done:
             return events
-        guess = list(guesser.propose(row.ids, row.max_tokens - row.generated))
+        guess = list(drafter.propose(row.ids, row.max_tokens - row.generated))
         rows = self.model.language.embedding(mx.array([[ids[0], *guess]]))
         hidden = self.model.language(rows, self._caches)[0]
         chosen: list[int] = self._choose([row], hidden).tolist()  # type: ignore[assignment]

@@ -45,7 +45,7 @@ def stream(
     """Read the prompt, then one token at a time until a stop id, `max_tokens` or the context's end.
 
     What `prefix` and the prompt begin with in common is not read again; afterwards `prefix` knows the prompt
-    and the answer as far as it came. Pictures that `features` knows are not encoded again. What a `guesser`
+    and the answer as far as it came. Pictures that `features` knows are not encoded again. What a `drafter`
     proposes is checked several tokens at a time, if the answer is greedy. With `low_memory` the pictures are
     encoded one by one, and then the tower is freed.
     """
@@ -59,7 +59,7 @@ def stream(
         if low_memory:
             seen = replace(seen, read_s=release_tower(model))
         batch = Batch(model, tokenizer, stop_ids)
-        row = batch.answer(sampling, room, guesser=drafter)
+        row = batch.answer(sampling, room, drafter=drafter)
         prefill_s = batch.admit([row], [rest], seen.features, caches)
         yield prefilled_event(rest, seen, prefill_s, reused)
         for _, event in _decode(batch, [row]):

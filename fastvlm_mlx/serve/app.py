@@ -311,7 +311,7 @@ class _Service:
     # --- load and counts
 
     def _enter(self) -> None:
-        places = self._engine.slots
+        places = self._engine.places
         if self._open >= places + self._settings.queue:
             least, most = _RETRY_S
             raise _Busy(min(max(math.ceil(self._answer_s * self._open / places), least), most))

@@ -90,15 +90,15 @@ class Ticket:
 
 
 class _IsolatedConstraint:
-    """Wraps a form so that its errors end only its own answer. A schema can fail in the middle of one."""
+    """A constraint whose errors end only its own answer. A schema can fail in the middle of one."""
 
-    def __init__(self, form: Constraint, ticket: Ticket, vocabulary: int) -> None:
-        self._form, self._ticket, self._vocabulary = form, ticket, vocabulary
+    def __init__(self, constraint: Constraint, ticket: Ticket, vocabulary: int) -> None:
+        self._constraint, self._ticket, self._vocabulary = constraint, ticket, vocabulary
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         if not self._ticket.ended:
             try:
-                return self._form.allowed()
+                return self._constraint.allowed()
             except FastVLMError as error:
                 self._fail(error)
         return np.ones(self._vocabulary, np.bool_)
@@ -106,7 +106,7 @@ class _IsolatedConstraint:
     def advance(self, token: int) -> None:
         if not self._ticket.ended:
             try:
-                self._form.advance(token)
+                self._constraint.advance(token)
             except FastVLMError as error:
                 self._fail(error)
 
@@ -126,7 +126,7 @@ class Engine:
         feature_bytes: int = FEATURE_BYTES,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
-        self.slots = places
+        self.places = places
         self.features = Features(feature_bytes)
         self.prefixes = Prefixes(prefix_bytes)
         self.cached_tokens = 0
@@ -173,7 +173,9 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join(wait_s)
-        for ticket in [*self._waiting, *self._beginning, *self._answering.values()]:
+        with self._changed:  # the engine moves questions from one to the next
+            left = [*self._waiting, *self._beginning, *self._answering.values()]
+        for ticket in left:
             ticket.cancelled = True
         self._thread.join(10)
 
@@ -201,7 +203,7 @@ class Engine:
     def _take(self) -> None:
         """Choose the next questions, up to the free places and to about _AT_ONCE positions of prompt."""
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
-        taken, free = 0, self.slots - len(self._answering)
+        taken, free = 0, self.places - len(self._answering)
         while self._waiting and len(self._beginning) < free and taken < _AT_ONCE:
             self._beginning.append(self._waiting.popleft())
             taken += positions(self._beginning[-1].question.prompt)

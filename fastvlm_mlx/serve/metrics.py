@@ -39,7 +39,7 @@ class Metrics:
         for name, help, read in (
             ("waiting", "Questions waiting for a place.", lambda: engine.waiting),
             ("answering", "Questions being answered.", lambda: engine.answering),
-            ("places", "Maximum number of questions answered at once.", lambda: engine.slots),
+            ("places", "Maximum number of questions answered at once.", lambda: engine.places),
             ("picture_hits", "Pictures whose features were cached.", lambda: engine.features.hits),
             ("picture_misses", "Pictures that were encoded.", lambda: engine.features.misses),
             ("picture_bytes", "Bytes of cached picture features.", lambda: engine.features.nbytes),

@@ -203,7 +203,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(parameters(model).items()):
         digest.update(repr((name, array.shape, str(array.dtype))).encode())
-        bits = array.view(mx.uint16 if array.dtype.size == 2 else mx.uint32).astype(mx.uint32)
+        bits = array.view(mx.uint16 if array.dtype.size == 2 else mx.uint32)  # sums are of 32 bits either way
         table = bits.reshape(-1, bits.shape[-1])
         for axis in (0, 1):
             digest.update(np.array(mx.sum(table, axis=axis)).tobytes())

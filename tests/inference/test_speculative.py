@@ -48,8 +48,8 @@ class Told:
         return self._guess(said)[:most]
 
 
-def answered(vlm: VLM, prompt: Prompt, guesser: Drafter, most: int = 24, stop: Sequence[int] = ()) -> Answer:
-    options: dict[str, Any] = {"stop_ids": stop, "context": 1000, "max_tokens": most, "drafter": guesser}
+def answered(vlm: VLM, prompt: Prompt, drafter: Drafter, most: int = 24, stop: Sequence[int] = ()) -> Answer:
+    options: dict[str, Any] = {"stop_ids": stop, "context": 1000, "max_tokens": most, "drafter": drafter}
     return generate.collect(generate.stream(vlm.model, vlm.tokenizer, prompt, **options))
 
 
